@@ -1,0 +1,73 @@
+#!/bin/bash
+# What the machine must have to build and test. Says at once everything that is missing, and installs
+# it with apt when it may. Usage: deps.sh [build] [deb] [image] [vm] [unit] [lint]
+set -eu -o pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+# GROUP TEST PACKAGE: TEST is a command name, a pkg-config module (pc:) or a file (file:).
+needs() {
+    cat <<'TABLE'
+build cc build-essential
+build pkg-config pkg-config
+build git git
+deb dpkg-buildpackage dpkg-dev
+deb dh debhelper
+deb lintian lintian
+deb file:/usr/share/doc/fakeroot fakeroot
+image mmdebstrap mmdebstrap
+image systemd-nspawn systemd-container
+image file:/usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
+vm mmdebstrap mmdebstrap
+vm systemd-nspawn systemd-container
+vm file:/usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
+vm dpkg-scanpackages dpkg-dev
+vm nsenter util-linux
+vm curl curl
+vm jq jq
+vm flock util-linux
+vm ip iproute2
+unit dbus-daemon dbus-daemon
+TABLE
+}
+
+present() {
+    case $1 in
+    pc:*) pkg-config --exists "${1#pc:}" 2>/dev/null ;;
+    file:*) [ -e "${1#file:}" ] ;;
+    *) command -v "$1" >/dev/null ;;
+    esac
+}
+
+rust_there() {
+    command -v cargo >/dev/null || PATH=$PATH:$HOME/.cargo/bin
+    command -v cargo >/dev/null && return
+    die "no Rust toolchain (cargo is not on the PATH${SUDO_USER:+ of root; try: sudo env PATH=\"\$PATH\" make …})." \
+        "Get it from https://rustup.rs, or on Debian 13: apt install rustup && rustup default stable."
+}
+
+missing() {
+    local group test package
+    needs | while read -r group test package; do
+        case " $* " in *" $group "*) present "$test" || echo "$package" ;; esac
+    done | sort -u
+}
+
+main() {
+    local lack
+    [ $# -gt 0 ] || set -- build deb image vm unit
+    case " $* " in *\ build\ * | *\ unit\ * | *\ lint\ *) rust_there ;; esac
+    lack=$(missing "$@" | paste -sd ' ')
+    [ -n "$lack" ] || return 0
+    say "missing here: $lack"
+    command -v apt-get >/dev/null ||
+        die "this is not a Debian or Ubuntu system. Install the above by your own means."
+    [ "$(id -u)" = 0 ] || die "install them with: sudo apt-get install $lack"
+    export DEBIAN_FRONTEND=noninteractive
+    # shellcheck disable=SC2086 # a list of package names
+    stage deps "installing $lack" sh -c \
+        'apt-get install -y --no-install-recommends "$@" ||
+         { apt-get update && apt-get install -y --no-install-recommends "$@"; }' sh $lack
+    lack=$(missing "$@" | paste -sd ' ')
+    [ -z "$lack" ] || die "still missing after the installation: $lack"
+}
+main "$@"

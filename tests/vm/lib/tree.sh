@@ -1,0 +1,64 @@
+# The host machine's file system: a minimal Debian 13, made once and cached by its inputs.
+# shellcheck shell=bash
+
+SUITE=${SUITE:-trixie}
+MIRROR=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
+TREES=$CACHE/trees
+
+tree_packages() { sed 's/#.*//' "$VM_DIR/lib/tree.packages" | tr -s '\n ' ',' | sed 's/^,//; s/,$//'; }
+
+# tree_id: names the tree after everything that goes into it.
+tree_id() {
+    {
+        echo "$SUITE $MIRROR"
+        cat "$VM_DIR/lib/tree.sh" "$VM_DIR/lib/tree.packages" "$VM_DIR/lib/images.sh"
+        cd "$VM_DIR/tree" && find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
+    } | sha256sum | cut -c 1-16
+}
+
+tree_path() { echo "$TREES/host-$(tree_id)"; }
+
+# tree_build: make the tree if it is not there; an interrupted build leaves nothing that is used.
+tree_build() {
+    local tree
+    need_root "building the host machine"
+    tree=$(tree_path)
+    [ -e "$tree/.complete" ] && return
+    mkdir -p "$TREES"
+    (
+        lock "tree" "building the host machine's tree"
+        [ -e "$tree/.complete" ] && exit 0
+        rm -rf "$tree" "$TREES"/new.*
+        find "$TREES" -maxdepth 1 -name 'host-*' -mtime +14 -exec rm -rf {} +
+        new=$(mktemp -d "$TREES/new.XXXXXX")
+        stage tree "building the Debian $SUITE host machine (once, about a minute)" \
+            tree_make "$new"
+        mv "$new" "$tree"
+        touch "$tree/.complete"
+    ) || exit 1
+}
+
+tree_make() {
+    local new=$1
+    set -eu
+    mmdebstrap --variant=minbase --include="$(tree_packages)" \
+        --aptopt='APT::Install-Recommends "false"' \
+        --aptopt='Acquire::Retries "3"' \
+        --dpkgopt='path-exclude=/usr/share/doc/*' \
+        --dpkgopt='path-include=/usr/share/doc/dstack*' \
+        --dpkgopt='path-exclude=/usr/share/locale/*' \
+        "$SUITE" - "$MIRROR" | tar -C "$new" --numeric-owner --xattrs --xattrs-include='*' -xf -
+    chmod 755 "$new"
+    cp -r --no-preserve=ownership "$VM_DIR/tree/." "$new/"
+    echo dstack-host >"$new/etc/hostname"
+    printf '127.0.0.1 localhost dstack-host\n::1 localhost\n' >"$new/etc/hosts"
+    echo 'nameserver 192.0.2.2' >"$new/etc/resolv.conf"
+    rm -f "$new/etc/apt/sources.list" "$new/etc/apt/sources.list.d/0000"*
+    : >"$new/etc/machine-id"
+    useradd -R "$new" -m -s /bin/bash alice
+    useradd -R "$new" -m -s /bin/bash bob
+    systemctl --root="$new" -q mask getty.target console-getty.service apt-daily.timer \
+        apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer e2scrub_all.timer
+    systemctl --root="$new" -q enable bench-world.service bench-dns.service docker-registry.service
+    images_make "$new"
+}
