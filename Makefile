@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+# Everything a developer runs. `make help` lists it; CACHE and OUT move what is kept between runs.
+
+ifeq ($(shell id -u),0)
+CACHE ?= /var/cache/dstack
+CARGO_TARGET_DIR ?= $(CACHE)/target
+else
+CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dstack
+CARGO_TARGET_DIR ?= $(CURDIR)/target
+endif
+OUT ?= $(CACHE)/out
+CARGO ?= cargo
+V ?= 0
+PROFILE ?= prod
+export CACHE OUT CARGO_TARGET_DIR V ONLY KEEP DEBIAN_MIRROR
+
+DEPS = tests/vm/lib/deps.sh
+
+.PHONY: help all build install deb image demo check unit scores lint machine clean distclean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@echo
+	@echo '  ONLY=TEST-NN-NAME   run one test of `check`        KEEP=1  leave the host machine running'
+	@echo '  CACHE=$(CACHE)  trees, images    OUT=$(OUT)  results    V=1  show all output'
+
+all: build
+
+build: ## compile every daemon and command line (release)
+	@$(DEPS) build
+	$(CARGO) build --release --locked --workspace
+
+# ---- install: files into DESTDIR; kept with debian/ ------------------------------------------------
+prefix ?= /usr
+install: ## copy programs, units, policies, man pages into DESTDIR
+	@test -n "$(DESTDIR)" || { echo 'error: give DESTDIR=/some/where'; exit 1; }
+# ---- end of install --------------------------------------------------------------------------------
+
+deb: ## build the Debian packages into $(OUT)/deb and run lintian
+	@$(DEPS) build deb
+	@tests/vm/build-debs
+
+image: ## build the guest image (PROFILE=prod or dev) into $(OUT)/image
+	@$(DEPS) build image
+	@tests/vm/build-image $(PROFILE)
+
+demo: ## packages, image, host machine, an app in a VM, its page
+	@tests/vm/demo
+
+check: ## all tests: unit, bus, host machine, guests
+	@tests/vm/suite
+
+unit: ## unit, property and bus tests; no root
+	@$(DEPS) build unit
+	@tests/vm/unit
+
+scores: ## systemd-analyze security for every unit
+	@V=1 ONLY=TEST-03-SCORES tests/vm/suite
+
+lint: ## formatting and clippy
+	@$(DEPS) lint
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+machine: ## boot a host machine with the packages' repository and enter it
+	@tests/vm/machine start && tests/vm/machine shell; tests/vm/machine stop
+
+clean: ## remove what was built, keep the cached trees
+	$(CARGO) clean
+	rm -rf "$(OUT)"
+
+distclean: clean ## remove the cached trees too
+	tests/vm/machine stop
+	rm -rf "$(CACHE)/trees" "$(CACHE)/lock"
