@@ -1,2 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-//! placeholder
+//! Pure types, parsers and formats: no async, no I/O, no `unsafe`.
+//!
+//! - [`ids`]: names and identifiers, parsed at the edge
+//! - [`compose`]: `app-compose.json`, the measured description of an app
+//! - [`env`]: names of environment variables an app may set
+//! - [`spec`]: the shape of a VM, as teepod stores it and dstack-vm reads it
+//! - [`image`]: `metadata.json` and `sha256sum.txt` of a guest image
+//! - [`config_disk`]: the tar that carries the host's inputs into the guest
+//! - [`boot`]: the lines a guest sends about its boot
+//! - [`home`]: the packets between teepod and a running dstack-vm
+
+pub mod boot;
+pub mod compose;
+pub mod config_disk;
+pub mod env;
+pub mod home;
+pub mod ids;
+pub mod image;
+pub mod limits;
+pub mod spec;

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `app-compose.json`: the measured description of an app.
+//!
+//! Its exact bytes are hashed, so it is parsed but never rewritten. Keys are those of the original's manifest versions
+//! 1 to 3; unknown keys are allowed, since they are measured like the rest.
+
+use crate::ids::ComposeHash;
+use crate::limits::APP_COMPOSE_MAX;
+use serde::{Deserialize, Serialize};
+
+/// What starts the app.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Runner {
+    /// `docker compose up` with `docker_compose_file`.
+    DockerCompose,
+    /// `bash_script` as the app's main program.
+    Bash,
+}
+
+/// Where the app's keys come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeyProvider {
+    /// A key service that checks the quote.
+    Kms,
+    /// No keys: a fresh disk and fresh keys at each boot (T24).
+    None,
+    /// A local key provider on the host.
+    Local,
+}
+
+/// Login to a private registry.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DockerConfig {
+    /// Registry host, empty for Docker's default.
+    pub registry: String,
+    /// User name; empty means no login.
+    pub username: String,
+    /// Name of the environment variable that holds the password or token.
+    pub token_key: String,
+}
+
+/// The parsed description.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppCompose {
+    /// 1, 2 or 3.
+    pub manifest_version: u32,
+    /// The app's name, for people.
+    pub name: String,
+    /// What starts the app.
+    pub runner: Runner,
+    /// The compose file as YAML text.
+    #[serde(default)]
+    pub docker_compose_file: Option<String>,
+    /// The main script for runner `bash`.
+    #[serde(default)]
+    pub bash_script: Option<String>,
+    /// A script sourced before the containers start.
+    #[serde(default)]
+    pub pre_launch_script: Option<String>,
+    /// Login to a private registry.
+    #[serde(default)]
+    pub docker_config: DockerConfig,
+    /// Deprecated switches of manifest version 1.
+    #[serde(default)]
+    pub features: Vec<String>,
+    /// Whether keys come from a kms.
+    #[serde(default)]
+    pub kms_enabled: bool,
+    /// Whether the app is reached through tproxy.
+    #[serde(default, alias = "gateway_enabled")]
+    pub tproxy_enabled: bool,
+    /// Whether anybody may read the containers' logs.
+    #[serde(default)]
+    pub public_logs: bool,
+    /// Whether anybody may read the guest's load and containers.
+    #[serde(default)]
+    pub public_sysinfo: bool,
+    /// Whether anybody may read the measurements.
+    #[serde(default = "yes")]
+    pub public_tcbinfo: bool,
+    /// Overrides `kms_enabled`.
+    #[serde(default)]
+    pub key_provider: Option<KeyProvider>,
+    /// The kms to trust, hex SPKI of its CA (T3).
+    #[serde(default)]
+    pub key_provider_id: String,
+    /// Names of the secrets that reach the app; `None` lets all pass.
+    #[serde(default)]
+    pub allowed_envs: Option<Vec<String>>,
+    /// Whether all instances share an empty instance id.
+    #[serde(default)]
+    pub no_instance_id: bool,
+    /// Registries that are spoken to over plain HTTP (T5: only the measured compose may say so).
+    #[serde(default)]
+    pub insecure_registries: Vec<String>,
+    /// Mirrors of Docker's default registry (T5).
+    #[serde(default)]
+    pub registry_mirrors: Vec<String>,
+    /// File system of the data disk; `ext4` is the only one here.
+    #[serde(default)]
+    pub storage_fs: Option<String>,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+/// Why bytes are not a usable `app-compose.json`.
+#[derive(Debug, thiserror::Error)]
+pub enum ComposeError {
+    /// Larger than [`APP_COMPOSE_MAX`].
+    #[error(
+        "app-compose.json of {0} bytes is larger than {APP_COMPOSE_MAX}; keep files out of the compose file"
+    )]
+    TooLarge(usize),
+    /// Not the JSON it should be.
+    #[error("app-compose.json is not valid: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A key is missing or has a value that cannot work.
+    #[error("app-compose.json: {0}")]
+    Field(&'static str),
+    /// The compose file inside is not YAML.
+    #[error("docker_compose_file is not valid YAML: {0}")]
+    Yaml(String),
+    /// The compose file inside is YAML but no compose file.
+    #[error("docker_compose_file: {0}")]
+    ComposeFile(&'static str),
+}
+
+impl AppCompose {
+    /// Parses and checks the exact bytes of `app-compose.json`.
+    ///
+    /// # Errors
+    /// [`ComposeError`] says which key is wrong and what it needs.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ComposeError> {
+        if bytes.len() > APP_COMPOSE_MAX {
+            return Err(ComposeError::TooLarge(bytes.len()));
+        }
+        let compose: Self = serde_json::from_slice(bytes)?;
+        compose.check()?;
+        Ok(compose)
+    }
+
+    /// The provider in force.
+    #[must_use]
+    pub fn key_provider(&self) -> KeyProvider {
+        let kms = self.kms_enabled || self.features.iter().any(|f| f == "kms");
+        self.key_provider.unwrap_or(if kms { KeyProvider::Kms } else { KeyProvider::None })
+    }
+
+    /// Whether the app wants to be reached through tproxy.
+    #[must_use]
+    pub fn wants_tproxy(&self) -> bool {
+        self.tproxy_enabled || self.features.iter().any(|f| f == "tproxy-net")
+    }
+
+    fn check(&self) -> Result<(), ComposeError> {
+        if !(1..=3).contains(&self.manifest_version) {
+            return Err(ComposeError::Field("manifest_version must be 1, 2 or 3"));
+        }
+        if self.name.is_empty() || self.name.len() > 128 {
+            return Err(ComposeError::Field("name must have 1 to 128 characters"));
+        }
+        if self.storage_fs.as_deref().is_some_and(|fs| fs != "ext4") {
+            return Err(ComposeError::Field("storage_fs must be \"ext4\""));
+        }
+        match (self.runner, &self.docker_compose_file, &self.bash_script) {
+            (Runner::DockerCompose, Some(text), _) => check_compose_file(text),
+            (Runner::DockerCompose, None, _) => {
+                Err(ComposeError::Field("runner docker-compose needs docker_compose_file"))
+            }
+            (Runner::Bash, _, Some(script)) if !script.is_empty() => Ok(()),
+            (Runner::Bash, ..) => Err(ComposeError::Field("runner bash needs bash_script")),
+        }
+    }
+}
+
+/// Only what is needed to know that docker compose has something to start.
+#[derive(Deserialize)]
+struct ComposeFile {
+    services: Option<std::collections::BTreeMap<String, serde_json::Value>>,
+}
+
+/// Checks that a text is a compose file with at least one service.
+///
+/// # Errors
+/// [`ComposeError::Yaml`] with line and column, or [`ComposeError::ComposeFile`].
+pub fn check_compose_file(text: &str) -> Result<(), ComposeError> {
+    let file: ComposeFile = serde_saphyr::from_str(text).map_err(|e| ComposeError::Yaml(e.to_string()))?;
+    match file.services {
+        Some(services) if !services.is_empty() => Ok(()),
+        _ => Err(ComposeError::ComposeFile(
+            "has no services; a compose file needs at least one under `services:`",
+        )),
+    }
+}
+
+/// Hash of the exact bytes: what RTMR3 and MRCONFIGID carry.
+#[must_use]
+pub fn hash(bytes: &[u8]) -> ComposeHash {
+    ComposeHash::of(bytes)
+}
+
+#[cfg(test)]
+#[path = "compose_tests.rs"]
+mod tests;
