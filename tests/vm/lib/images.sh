@@ -1,6 +1,77 @@
-# Tiny container images from the tree's static busybox, in the registry's storage when the tree is
-# made. No registry is in reach of the bench, so it brings its own.
+# Tiny container images from the tree's static busybox, put into the registry's storage when the tree
+# is made. No registry is in reach of the bench, so it brings its own: registry.test:5000.
 # shellcheck shell=bash
 
-# images_make TREE: all images of the bench, pushed into TREE's registry storage.
-images_make() { :; }
+IMAGES=(hello-web hello-counter)
+
+# images_make TREE: every image of the bench, pushed into the registry of TREE.
+images_make() {
+    local tree=$1 work image
+    work=$(mktemp -d)
+    images_base "$tree" "$work/base"
+    for image in "${IMAGES[@]}"; do
+        image_layout "$work" "$image"
+        mkdir -p "$tree/srv/images"
+        cp -r "$work/$image.oci" "$tree/srv/images/$image"
+    done
+    images_push "$tree"
+    rm -rf "$work"
+}
+
+# images_base TREE DIR: the files that all images share.
+images_base() {
+    local tree=$1 base=$2 applet
+    mkdir -p "$base"/{bin,etc,tmp,data,www/cgi-bin}
+    chmod 1777 "$base/tmp"
+    cp "$tree/bin/busybox" "$base/bin/busybox"
+    "$base/bin/busybox" --list | while read -r applet; do
+        [ "$applet" = busybox ] || ln -s busybox "$base/bin/$applet"
+    done
+    echo 'root:x:0:0:root:/:/bin/sh' >"$base/etc/passwd"
+    echo 'root:x:0:' >"$base/etc/group"
+}
+
+# image_layout WORK IMAGE: an OCI layout WORK/IMAGE.oci of the base layer and VM_DIR/images/IMAGE.
+image_layout() {
+    local work=$1 image=$2 oci=$1/$2.oci diffs=() layers=() dir entry
+    mkdir -p "$oci/blobs/sha256"
+    for dir in "$work/base" "$VM_DIR/images/$image/root"; do
+        tar -C "$dir" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf "$work/layer.tar" .
+        diffs+=("sha256:$(sha256sum <"$work/layer.tar" | cut -c 1-64)")
+        gzip -n -9 <"$work/layer.tar" >"$work/layer"
+        layers+=("$(oci_blob "$oci" "$work/layer" application/vnd.oci.image.layer.v1.tar+gzip)")
+    done
+    entry=$(cat "$VM_DIR/images/$image/config.json")
+    jq -n --argjson config "$entry" '{architecture: "amd64", os: "linux", created: "1970-01-01T00:00:00Z",
+        config: ({Env: ["PATH=/bin"]} + $config), rootfs: {type: "layers", diff_ids: $ARGS.positional}}' \
+        --args "${diffs[@]}" >"$work/config"
+    jq -n --argjson config "$(oci_blob "$oci" "$work/config" application/vnd.oci.image.config.v1+json)" \
+        '{schemaVersion: 2, mediaType: "application/vnd.oci.image.manifest.v1+json", config: $config,
+          layers: [$ARGS.positional[] | fromjson]}' --args "${layers[@]}" >"$work/manifest"
+    jq -n --argjson manifest "$(oci_blob "$oci" "$work/manifest" application/vnd.oci.image.manifest.v1+json)" \
+        '{schemaVersion: 2, manifests: [$manifest]}' >"$oci/index.json"
+    echo '{"imageLayoutVersion": "1.0.0"}' >"$oci/oci-layout"
+}
+
+# oci_blob OCI FILE TYPE: store FILE as a blob; prints its descriptor.
+oci_blob() {
+    local digest
+    digest=$(sha256sum <"$2" | cut -c 1-64)
+    cp "$2" "$1/blobs/sha256/$digest"
+    jq -nc --arg type "$3" --arg digest "sha256:$digest" --argjson size "$(stat -c %s "$2")" \
+        '{mediaType: $type, digest: $digest, size: $size}'
+}
+
+# images_push TREE: run TREE's own registry in an empty network namespace and push with TREE's skopeo.
+images_push() {
+    # shellcheck disable=SC2016 # runs in the tree
+    unshare --net --pid --fork --kill-child --mount-proc chroot "$1" sh -euc '
+        ip link set lo up
+        REGISTRY_HTTP_ADDR=127.0.0.1:5000 setpriv --reuid docker-registry --regid docker-registry --clear-groups \
+            docker-registry serve /etc/docker/registry/bench.yml &
+        for image in "$@"; do
+            skopeo --insecure-policy copy --retry-times 8 --dest-tls-verify=false \
+                "oci:/srv/images/$image" "docker://127.0.0.1:5000/$image:1"
+        done' sh "${IMAGES[@]}"
+    rm -rf "$1/srv/images"
+}

@@ -12,7 +12,7 @@ tree_id() {
     {
         echo "$SUITE $MIRROR"
         cat "$VM_DIR/lib/tree.sh" "$VM_DIR/lib/tree.packages" "$VM_DIR/lib/images.sh"
-        cd "$VM_DIR/tree" && find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
+        cd "$VM_DIR" && find tree images -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
     } | sha256sum | cut -c 1-16
 }
 
