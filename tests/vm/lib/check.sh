@@ -33,8 +33,10 @@ record() {
         printf '    FAIL  %s%s\n' "$2" "${3:+: $3}"
         ;;
     esac
-    printf '%s\t%s\t%s\t%s\n' "$1" "$TEST" "$2" "${3:-}" >>"$RESULTS"
+    printf '%s\t%s\t%s\t%s\n' "$1" "$TEST" "$(flat "$2")" "$(flat "${3:-}")" >>"$RESULTS"
 }
+
+flat() { tr -s '\n\t ' ' ' <<<"$1" | cut -c 1-200; }
 
 # attempt WHAT COMMAND…: run and record; the output is shown when it fails, and kept in $REPLY.
 attempt() {
@@ -45,8 +47,8 @@ attempt() {
     if [ "$rc" = 0 ]; then
         record pass "$what" "$((($(date +%s%N) - began) / 1000000)) ms"
     else
-        record fail "$what" "status $rc of: $*"
-        printf '%s\n' "$REPLY" | tail -n "${TAIL:-25}" | cut -c 1-400 | sed 's/^/          | /'
+        record fail "$what" "status $rc of: $(flat "$*")"
+        printf '%s\n' "$REPLY" | tail -n "${TAIL:-15}" | cut -c 1-400 | sed 's/^/          | /'
     fi
     return "$rc"
 }

@@ -141,8 +141,8 @@ machine_run() {
         opts+=("$1")
         shift
     done
-    machine_enter systemd-run --quiet --pipe --wait --collect --service-type=exec \
-        --property=SuccessExitStatus=77 -E LANG=C.UTF-8 -E HOME=/root -E SYSTEMD_COLORS=0 -E SYSTEMD_PAGER=cat \
+    machine_enter systemd-run --quiet --pipe --wait --collect --service-type=exec --expand-environment=no \
+        -E LANG=C.UTF-8 -E HOME=/root -E SYSTEMD_COLORS=0 -E SYSTEMD_PAGER=cat \
         "${opts[@]}" -- "$@"
 }
 

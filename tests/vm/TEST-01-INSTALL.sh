@@ -1,0 +1,55 @@
+#!/bin/bash
+# Needs: packages
+# `apt install dstack-host` gives working, quiet services, and leaves nothing behind when purged.
+set -eu
+. "$(dirname "$0")/lib/check.sh"
+
+BUS=(busctl --timeout=20)
+
+listening() { in_host ss -Hltn "sport = :$1" | awk '{ print $4 }'; }
+
+# files_not_of_root: what an ordinary user could change, or a daemon's own program.
+writable_files() {
+    in_host_sh 'for p in $(dpkg-query -W -f "\${Package}\n" "dstack*"); do dpkg -L "$p"; done | sort -u |
+        while read -r f; do [ -f "$f" ] && find "$f" -perm /022 -o -not -user root; done'
+}
+
+must "apt install dstack-host" apt_install dstack-host
+check "no failed unit" equals "" in_host systemctl --failed --no-legend --plain
+check "the machine is still running, not degraded" equals running in_host systemctl is-system-running
+check "dpkg finds every package configured" equals "" in_host dpkg --audit
+check "dpkg finds every file intact" equals "" in_host_sh 'dpkg-query -W -f "\${Package}\n" "dstack*" | xargs dpkg --verify'
+check "every unit verifies" in_host_sh \
+    'cd /usr/lib/systemd/system; for u in dstack*; do case $u in *@.*) u=${u%%@*}@x.${u##*.};; *.d) continue;; esac
+     echo "$u"; done | xargs systemd-analyze verify --man=no --recursive-errors=no'
+check "no file of the packages can be changed by an ordinary user" equals "" writable_files
+
+check "teepod's socket is enabled" equals enabled in_host systemctl is-enabled dstack-teepod.socket
+check "teepod's socket listens" equals active in_host systemctl is-active dstack-teepod.socket
+check "the web port is on loopback only" equals 127.0.0.1:9080 listening 9080
+check "the bus starts teepod" in_host "${BUS[@]}" call org.dstack.teepod1 /org/dstack/teepod1 org.freedesktop.DBus.Peer Ping
+check "teepod is up and not root" matches '^dstack-teepod$' \
+    in_host_sh 'ps -o user:32= -p "$(systemctl show -P MainPID dstack-teepod)"'
+check "teepod says what it does" matches . in_host systemctl show -P StatusText dstack-teepod
+check "its state is private" equals "dstack-teepod 700" in_host_sh \
+    'stat -L -c "%U %a" "$(systemctl show -P StateDirectory dstack-teepod | sed s,^,/var/lib/,)"'
+check "its actions are registered with polkit" matches 'org\.dstack\.teepod1\.' in_host sh -c 'pkaction || grep -rhs "action id" /usr/share/polkit-1/actions'
+check "the group dstack-admin exists" in_host getent group dstack-admin
+check "a request without a token gets 401" equals 401 \
+    in_host curl -s -o /dev/null -w '%{http_code}' -X POST http://127.0.0.1:9080/prpc/Teepod.Status
+
+for page in dstackctl.1 dstack-teepod.8 org.dstack.teepod1.5; do
+    check "man page $page" in_host_sh 'ls /usr/share/man/man*/"$1"*' "$page"
+done
+check "shell completion" in_host test -e /usr/share/bash-completion/completions/dstackctl
+check "no error in the journal" equals "" in_host journalctl --no-pager -q -b -p err -u 'dstack*' -o cat
+check "dstackctl doctor" in_host dstackctl doctor
+
+check "apt purge" in_host_sh 'DEBIAN_FRONTEND=noninteractive apt-get purge -q -y "dstack*"'
+check "nothing listens after the purge" equals "" listening 9080
+check "no unit is left" equals "" in_host_sh 'systemctl list-units --all --no-legend --plain "dstack*"; ls /etc/systemd/system | grep dstack || :'
+check "no configuration and no state is left" equals "" \
+    in_host_sh 'ls -d /etc/dstack /var/lib/dstack* /var/lib/private/dstack* /run/dstack* 2>/dev/null || :'
+check "the machine is not degraded after it" equals running in_host systemctl is-system-running
+must "it installs again" apt_install dstack-host
+check "and runs" in_host "${BUS[@]}" call org.dstack.teepod1 /org/dstack/teepod1 org.freedesktop.DBus.Peer Ping
