@@ -8,6 +8,16 @@ set -eu
 
 COMPOSE=/srv/dstack/tests/apps/board/docker-compose.yaml
 
+wait_ready() { HOST_TIMEOUT=600 in_host_sh 'while :; do s=$(systemctl show -P ActiveState "$1"); case $s in
+    active) exit 0;; failed|inactive) systemctl status --no-pager "$1"; exit 1;; esac; sleep 0.3; done' "$(unit_of board)"; }
+
+count_grows() { local a b && a=$(count_of 8080) && sleep 2 && b=$(count_of 8080) && [ "$b" -gt "$a" ]; }
+
+panic_restarts() {
+    page 8083 >/dev/null 2>&1 || :
+    eventually 60 in_host_sh '[ "$(systemctl show -P NRestarts "$1")" -ge 1 ]' "$(unit_of board)"
+}
+
 needs_image
 in_host systemd-run -q --unit=host-loopback socat TCP-LISTEN:7777,bind=127.0.0.1,fork,reuseaddr /dev/null
 
@@ -24,15 +34,12 @@ check "the VM runs as a user of its own" matches '^vboard$' in_host_sh \
     'ps -o user:32= -p $(systemctl show -P MainPID dstack-vm@board.service)'
 check "the state on the bus is booting or starting" matches 'booting|starting' in_host dstackctl --json vm list
 
-wait_ready() { HOST_TIMEOUT=600 in_host_sh 'while :; do s=$(systemctl show -P ActiveState "$1"); case $s in
-    active) exit 0;; failed|inactive) systemctl status --no-pager "$1"; exit 1;; esac; sleep 0.3; done' "$(unit_of board)"; }
 TAIL=40 must "the unit becomes active" wait_ready
 must "the page answers at that moment" matches 'Hello from a confidential VM' page 8080
 say "boot took $(in_host_sh 'systemctl show -P ActiveEnterTimestampMonotonic -P InactiveExitTimestampMonotonic "$1" | paste -sd " " | awk "{ print (\$1 > \$2 ? \$1 - \$2 : \$2 - \$1) / 1e6 }"' "$(unit_of board)") s"
 
 # --- the app --------------------------------------------------------------------------------------
 check "both services share the volume: the count grows" eventually 20 count_grows
-count_grows() { local a b && a=$(count_of 8080) && sleep 2 && b=$(count_of 8080) && [ "$b" -gt "$a" ]; }
 check "dstackctl vm list shows it running" matches 'board.*running' in_host dstackctl vm list
 check "and as JSON" equals running in_host_sh 'dstackctl --json vm list | jq -r "if type == \"array\" then . else .vms end | .[] | select(.name == \"board\") | .state"'
 check "systemctl says what it is" matches . in_host systemctl show -P StatusText dstack-vm@board.service
@@ -74,10 +81,6 @@ skip_check "DevicePolicy and IPAddressDeny hold" "not enforced inside nspawn on 
 # --- ends -----------------------------------------------------------------------------------------
 PID=$(main_pid board)
 check "a panic of the guest ends QEMU and is restarted" panic_restarts
-panic_restarts() {
-    page 8083 >/dev/null 2>&1 || :
-    eventually 60 in_host_sh '[ "$(systemctl show -P NRestarts "$1")" -ge 1 ]' "$(unit_of board)"
-}
 TAIL=40 check "it comes up again" wait_ready
 check "with another process" sh -c '[ "$1" != "$2" ]' sh "$PID" "$(main_pid board)"
 check "the page answers after the restart" eventually 10 matches Hello page 8080
