@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: Apache-2.0
+//! D-Bus interfaces as clients see them.
+
+pub mod systemd1;
+pub mod tappd1;
+pub mod teepod1;

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Logs go to the journal with fields of their own, or to standard error where there is no journal.
+//!
+//! Fields in capitals (`MESSAGE_ID`, `DSTACK_VM`, `DSTACK_APP`, `DSTACK_JOB`) reach the journal under those names; the
+//! texts of the message ids are in the catalog `dstack.catalog`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use tracing::Level;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::layer::{Context, Filter, Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// Message ids of records that people act on; each has an entry in the catalog.
+pub mod message_id {
+    /// A VM's app is up.
+    pub const VM_READY: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e01";
+    /// A VM's boot failed.
+    pub const VM_BOOT_FAILED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e02";
+    /// A VM's record cannot be read.
+    pub const STATE_UNREADABLE: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e03";
+    /// A VM ended by itself.
+    pub const VM_ENDED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e04";
+    /// A running VM was adopted after a restart of teepod.
+    pub const VM_ADOPTED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e05";
+    /// A caller was refused.
+    pub const ACCESS_DENIED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e06";
+    /// The platform was probed.
+    pub const PLATFORM: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e07";
+}
+
+/// The level in force; `LogControl1` changes it while the daemon runs.
+#[derive(Debug, Clone)]
+pub struct LevelHandle(Arc<AtomicU8>);
+
+/// syslog's names, most severe first; the index is the number that is stored.
+const LEVELS: [(&str, Level); 8] = [
+    ("emerg", Level::ERROR),
+    ("alert", Level::ERROR),
+    ("crit", Level::ERROR),
+    ("err", Level::ERROR),
+    ("warning", Level::WARN),
+    ("notice", Level::INFO),
+    ("info", Level::INFO),
+    ("debug", Level::DEBUG),
+];
+
+impl Default for LevelHandle {
+    fn default() -> Self {
+        Self(Arc::new(AtomicU8::new(6)))
+    }
+}
+
+impl LevelHandle {
+    /// syslog's name of the level in force.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.entry().0
+    }
+
+    /// Sets the level by syslog's name; `false` when there is no such level.
+    #[must_use]
+    pub fn set(&self, name: &str) -> bool {
+        let found = LEVELS.iter().position(|(n, _)| *n == name).and_then(|p| u8::try_from(p).ok());
+        found.map(|index| self.0.store(index, Ordering::Relaxed)).is_some()
+    }
+
+    fn entry(&self) -> (&'static str, Level) {
+        let index = usize::from(self.0.load(Ordering::Relaxed));
+        LEVELS.get(index).copied().unwrap_or(("info", Level::INFO))
+    }
+
+    fn allows(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        let own = metadata.target().starts_with("dstack");
+        // Libraries are heard from warnings on, unless somebody debugs.
+        let level = self.entry().1;
+        let limit = if own || level >= Level::DEBUG { level } else { level.min(Level::WARN) };
+        *metadata.level() <= limit
+    }
+}
+
+impl<S> Filter<S> for LevelHandle {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>, _: &Context<'_, S>) -> bool {
+        self.allows(metadata)
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        // The level may rise later, and hints are cached.
+        Some(LevelFilter::DEBUG)
+    }
+}
+
+/// Sets up logging for the process under this syslog identifier.
+///
+/// Call it once, first thing in `main`.
+#[must_use]
+pub fn init(identifier: &str) -> LevelHandle {
+    let level = LevelHandle::default();
+    let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
+    let registry = tracing_subscriber::registry();
+    match journal {
+        Some(layer) => {
+            let layer = layer.with_syslog_identifier(identifier.to_owned()).with_field_prefix(None);
+            registry.with(layer.with_filter(level.clone())).init();
+        }
+        None => registry.with(stderr_layer().with_filter(level.clone())).init(),
+    }
+    level
+}
+
+fn stderr_layer<S>() -> impl Layer<S>
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+{
+    tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false).without_time()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_have_syslogs_names() {
+        let level = LevelHandle::default();
+        assert_eq!(level.name(), "info");
+        for (name, _) in LEVELS {
+            assert!(level.set(name));
+            assert_eq!(level.name(), name);
+        }
+        assert!(!level.set("loud"));
+        assert_eq!(level.name(), "debug");
+    }
+}
