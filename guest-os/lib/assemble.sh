@@ -1,0 +1,36 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# assemble.sh ROOT OUT: root.img (erofs with its verity tree behind it) and guest.efi (UKI) in OUT.
+# Runs inside the build tree, with this directory at /src. Environment: SOURCE_DATE_EPOCH, COMPRESS.
+set -euo pipefail
+root=$1 out=$2
+src=$(dirname "$(dirname "$(realpath "$0")")")
+kernel=$(basename "$root"/usr/lib/modules/*)
+# Fixed, so that equal trees give equal images. Neither needs to be secret or random.
+uuid=64737461-636b-4775-6573-7420726f6f74
+salt=64737461636b206775657374206f7320726f6f74206861736820747265652030
+
+echo "assemble: initrd"
+"$src/lib/initrd.sh" "$root" "$src/lists/initrd" "$src/lists/kernel-modules" "$out/initrd"
+
+echo "assemble: erofs (${COMPRESS:=lz4})"
+vmlinuz=$(mktemp)
+mv "$root/usr/lib/modules/$kernel/vmlinuz" "$vmlinuz"
+rm -f "$out/root.img"
+mkfs.erofs --quiet -z"$COMPRESS" -C65536 -Efragments,dedupe,all-fragments -T"$SOURCE_DATE_EPOCH" -U"$uuid" "$out/root.img" "$root"
+truncate -s %4096 "$out/root.img"
+size=$(stat -c %s "$out/root.img")
+
+echo "assemble: verity tree behind $size bytes"
+veritysetup format "$out/root.img" "$out/root.img" --hash-offset="$size" --data-blocks=$((size / 4096)) \
+    --uuid="$uuid" --salt="$salt" --root-hash-file="$out/root.hash" >/dev/null
+
+echo "assemble: UKI"
+disk=/dev/disk/by-id/virtio-dstack-root
+cmdline="$(sed -e 's/#.*//' -e '/^$/d' "$src/cmdline" | paste -sd' ') roothash=$(cat "$out/root.hash") systemd.verity_root_data=$disk \
+systemd.verity_root_hash=$disk systemd.verity_root_options=hash-offset=$size,panic-on-corruption"
+ukify build --linux="$vmlinuz" --initrd="$out/initrd" --cmdline="$cmdline" --uname="$kernel" \
+    --os-release="@$root/usr/lib/os-release" --output="$out/guest.efi" >/dev/null
+rm -f "$vmlinuz" "$out/initrd"
+echo "$cmdline" >"$out/cmdline.txt"
+echo "$kernel" >"$out/kernel.txt"
