@@ -106,6 +106,9 @@ pub trait Manager {
     fn open_console(&self, name: &str) -> Result<OwnedFd, Error>;
     /// Calls the guest API (`Info`, `SysInfo`, `NetworkInfo`, `ListContainers`, `Shutdown`); returns its JSON.
     fn call_guest(&self, name: &str, method: &str) -> Result<String, Error>;
+    /// The body of the guest agent's `/logs/<container>?<query>` as a stream, which ends when the guest closes it.
+    /// The guest refuses unless the app's measured compose says `public_logs`; an empty container lists them as JSON.
+    fn open_logs(&self, name: &str, container: &str, query: &str) -> Result<OwnedFd, Error>;
     /// All images.
     fn list_images(&self) -> Result<Vec<ImageRow>, Error>;
     /// Copies and checks the image in an open directory.
