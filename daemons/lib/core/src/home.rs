@@ -13,6 +13,9 @@ use crate::ids::{InstanceId, VmName};
 use crate::limits::HOME_PACKET_MAX;
 use serde::{Deserialize, Serialize};
 
+/// Where teepod listens for its VMs (`SOCK_SEQPACKET`); every VM's user may connect.
+pub const SOCKET: &str = "/run/dstack/vm.sock";
+
 /// Version of this protocol.
 pub const PROTOCOL: u32 = 1;
 

@@ -9,6 +9,7 @@
 //! - [`config_disk`]: the tar that carries the host's inputs into the guest
 //! - [`boot`]: the lines a guest sends about its boot
 //! - [`home`]: the packets between teepod and a running dstack-vm
+//! - [`qemu`]: the command line of QEMU
 
 pub mod boot;
 pub mod compose;
@@ -18,4 +19,5 @@ pub mod home;
 pub mod ids;
 pub mod image;
 pub mod limits;
+pub mod qemu;
 pub mod spec;
