@@ -47,3 +47,32 @@ vm_remove() {
     local name
     for name in "$@"; do HOST_TIMEOUT=120 in_host dstackctl vm remove --force "$name" || return; done
 }
+
+# compose_json NAME [COMPOSE]: an app-compose.json with the text of a compose file.
+compose_json() {
+    jq -nc --arg name "$1" --rawfile yaml "${2:-$TOP/examples/hello/docker-compose.yaml}" --arg registry "$REGISTRY" \
+        '{manifest_version: 2, name: $name, runner: "docker-compose", docker_compose_file: $yaml,
+          kms_enabled: false, tproxy_enabled: false, public_logs: true, public_sysinfo: true,
+          insecure_registries: [$registry]}'
+}
+
+# create NAME JSON [KEY SIGNATURE VALUE…]…: CreateVm on the bus; options as busctl writes them, one word
+# list per option, e.g. create a "$json" "start b false" "vcpus u 1".
+create() { create_as root "$@"; }
+
+create_as() {
+    local user=$1 name=$2 bytes words=()
+    bytes=$(printf '%s' "$3" | od -An -v -tu1)
+    shift 3
+    # shellcheck disable=SC2206 # words are wanted
+    words=($bytes)
+    # shellcheck disable=SC2048,SC2086
+    teepod_as "$user" CreateVm 'saya{sv}' "$name" "${#words[@]}" "${words[@]}" "$#" $*
+}
+
+# vms: the names of all VMs, sorted.
+vms() { in_host_sh 'busctl --json=short call "$@" | jq -r ".data[0][][0]" | sort' "${MANAGER[@]}" ListVms; }
+
+# vm_state NAME: its state on the bus.
+vm_state() { in_host_sh 'n=$1; shift; busctl --json=short call "$@" | jq -r --arg n "$n" ".data[0][] | select(.[0] == \$n) | .[3]"' \
+    "$1" "${MANAGER[@]}" ListVms; }
