@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One fuzz target per parser.
+//!
+//! A target takes any bytes and panics when a property of its parser breaks. The same functions run in two ways: a
+//! short smoke run over mutated samples in every `cargo nextest run`, and coverage-guided under libFuzzer
+//! (`libfuzzer/README.md`).
+
+use dstack_core::{boot, compose, config_disk, env, home, ids, image, spec};
+
+/// A fuzz target: its name, the function, and well-formed samples to mutate.
+#[derive(Clone, Copy)]
+pub struct Target {
+    /// Name, also of the libFuzzer program.
+    pub name: &'static str,
+    /// Panics when a property breaks.
+    pub run: fn(&[u8]),
+    /// Inputs that parse.
+    pub samples: fn() -> Vec<Vec<u8>>,
+}
+
+impl std::fmt::Debug for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// Every target.
+pub const TARGETS: &[Target] = &[
+    Target { name: "config_disk", run: config_disk, samples: config_disk_samples },
+    Target { name: "app_compose", run: app_compose, samples: app_compose_samples },
+    Target { name: "boot_line", run: boot_line, samples: boot_line_samples },
+    Target { name: "home_packet", run: home_packet, samples: home_packet_samples },
+    Target { name: "image_manifest", run: image_manifest, samples: image_samples },
+    Target { name: "ids", run: ids, samples: id_samples },
+];
+
+/// Whatever parses as a config disk is exactly what the writer makes of it.
+pub fn config_disk(bytes: &[u8]) {
+    if let Ok(files) = config_disk::parse(bytes) {
+        let written = config_disk::write(&files).unwrap_or_default();
+        assert_eq!(bytes.get(..written.len()), Some(written.as_slice()), "one encoding only");
+    }
+}
+
+fn config_disk_samples() -> Vec<Vec<u8>> {
+    let files = [
+        (config_disk::File::AppCompose, b"{}".to_vec()),
+        (config_disk::File::SysConfig, vec![b' '; 600]),
+        (config_disk::File::UserConfig, Vec::new()),
+    ];
+    (0..=files.len())
+        .filter_map(|n| config_disk::write(&files.iter().take(n).cloned().collect()).ok())
+        .collect()
+}
+
+/// Whatever parses has something to run and a provider of keys.
+pub fn app_compose(bytes: &[u8]) {
+    if let Ok(app) = compose::AppCompose::parse(bytes) {
+        let runnable = app.docker_compose_file.is_some() || app.bash_script.is_some();
+        assert!(runnable && !app.name.is_empty(), "nothing to run");
+        let _ = (app.key_provider(), app.wants_tproxy());
+    }
+}
+
+fn app_compose_samples() -> Vec<Vec<u8>> {
+    vec![
+        br#"{"manifest_version":2,"name":"a","runner":"docker-compose","docker_compose_file":"services:\n  a:\n    image: b\n"}"#
+            .to_vec(),
+        br#"{"manifest_version":1,"name":"a","runner":"bash","bash_script":"true","features":["kms"]}"#.to_vec(),
+    ]
+}
+
+/// A line that parses is printed as it was, and never longer than the limit.
+pub fn boot_line(bytes: &[u8]) {
+    if let Ok(Some(line)) = boot::Line::parse(bytes) {
+        let text = line.to_string();
+        assert_eq!(boot::Line::parse(text.as_bytes()), Ok(Some(line)), "{text}");
+    }
+}
+
+fn boot_line_samples() -> Vec<Vec<u8>> {
+    ["DSTACK 1", "STAGE docker", "PROGRESS 1 2", "ERROR compose-failed", "READY", "STOPPING"]
+        .map(|line| line.as_bytes().to_vec())
+        .to_vec()
+}
+
+/// A packet that parses can be sent again.
+pub fn home_packet(bytes: &[u8]) {
+    if let Ok(packet) = home::parse::<home::FromVm>(bytes) {
+        let again = home::format(&packet).ok().and_then(|b| home::parse::<home::FromVm>(&b).ok());
+        assert!(again.is_none_or(|a| a == packet), "packet changed");
+    }
+    let _ = home::parse::<home::ToVm>(bytes);
+}
+
+fn home_packet_samples() -> Vec<Vec<u8>> {
+    [
+        r#"{"type":"hello","protocol":1,"vm":"a","build":"1"}"#,
+        r#"{"type":"status","phase":"booting","stage":"docker","progress":[1,2],"timeline":[["qemu",1]]}"#,
+        r#"{"type":"connect","id":1,"port":8000}"#,
+    ]
+    .map(|packet| packet.as_bytes().to_vec())
+    .to_vec()
+}
+
+/// The input is `metadata.json`, a NUL, and `sha256sum.txt`; every name in them stays inside the image's directory.
+pub fn image_manifest(bytes: &[u8]) {
+    let mut parts = bytes.splitn(2, |b| *b == 0);
+    let (metadata, sums) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    if let Ok(manifest) = image::Manifest::parse(metadata, sums) {
+        let names = manifest.sums.keys().map(String::as_str).chain(manifest.metadata.files());
+        assert!(names.into_iter().all(|n| !n.contains('/') && !n.starts_with('.')), "a path");
+    }
+}
+
+fn image_samples() -> Vec<Vec<u8>> {
+    let metadata = format!(
+        r#"{{"name":"dstack","version":"1","uki":"u","root":"r","root_hash":"{}"}}"#,
+        "ab".repeat(32)
+    );
+    let sums: String =
+        ["metadata.json", "r", "u"].iter().map(|n| format!("{}  {n}\n", "cd".repeat(32))).collect();
+    vec![[metadata.as_bytes(), b"\0", sums.as_bytes()].concat()]
+}
+
+/// Identifiers that parse are printed so that they parse to the same; names never hold a path.
+pub fn ids(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Ok(name) = text.parse::<ids::VmName>() {
+        assert!(!name.as_str().contains(['/', '.', '@']), "{text:?}");
+    }
+    if let Ok(name) = text.parse::<ids::ImageName>() {
+        assert!(!name.as_str().contains('/') && !name.as_str().starts_with('.'), "{text:?}");
+    }
+    if let Ok(id) = text.parse::<ids::AppId>() {
+        assert_eq!(id.to_string().parse(), Ok(id));
+    }
+    let _ = (env::check(text, text), text.parse::<spec::Protocol>());
+}
+
+fn id_samples() -> Vec<Vec<u8>> {
+    ["hello-1", "dstack-0.1.0", "3327603e03f5bd1f830812ca4a789277fc31f577", "API_KEY", "tcp"]
+        .map(|id| id.as_bytes().to_vec())
+        .to_vec()
+}
