@@ -14,7 +14,7 @@ metadata() {
   "root": "root.img",
   "verity": null,
   "root_hash": "$(cat "$1/root.hash")",
-  "firmware": "/usr/share/ovmf/OVMF.fd",
+  "firmware": null,
   "kernel_version": "$(cat "$1/kernel.txt")",
   "cmdline": "$(cat "$1/cmdline.txt")",
   "built_with": "Debian 13, $(in_tree mkosi --version | tr -d '\r')"
