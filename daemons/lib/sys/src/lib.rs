@@ -5,6 +5,7 @@
 //! - [`vsock`]: streams between host and guest, by the kernel or by a vhost-user process
 //! - [`seqpacket`]: packets with descriptors beside them
 //! - [`peer`]: who is at the other end of a Unix socket
+//! - [`borrow`]: descriptors of values that offer only a number
 //! - [`child`]: child processes that cannot outlive their parent
 //! - [`signal`]: signals as a descriptor for a poll loop
 //! - [`tap`]: attaching to a persistent tap device
@@ -13,6 +14,7 @@
 //! same functions serve a plain `poll(2)` loop and tokio's `AsyncFd`.
 #![allow(unsafe_code)]
 
+pub mod borrow;
 pub mod child;
 pub mod fds;
 pub mod peer;
