@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+//! dstack-teepod: VMs of this host as systemd units.
+//!
+//! - [`bus`], [`rpc`]: thin adapters; arguments in, permission, engine call, error out
+//! - [`engine`]: async, owns the state, works through traits ([`units::Units`], [`host::Host`])
+//! - [`vm`], [`leases`], [`settings`], [`launch`]: pure
+//! - [`store`], [`images`]: files
+
+pub mod leases;
+pub mod settings;
+pub mod store;
+pub mod vm;
