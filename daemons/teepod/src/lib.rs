@@ -6,6 +6,9 @@
 //! - [`vm`], [`leases`], [`settings`], [`launch`]: pure
 //! - [`store`], [`images`]: files
 
+pub mod host;
+pub mod images;
+pub mod launch;
 pub mod leases;
 pub mod settings;
 pub mod store;

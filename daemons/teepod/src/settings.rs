@@ -384,11 +384,12 @@ mod tests {
         let shipped = include_str!("../../../units/host/teepod.toml");
         assert_eq!(parse(shipped).unwrap(), parse("").unwrap());
         // Every example line of it is valid too.
-        let uncommented: String =
-            shipped.lines().filter_map(|l| l.strip_prefix('#').filter(|l| !l.starts_with(' '))).fold(
-                String::new(),
-                |all, line| all + line + "\n",
-            );
+        let example = |line: &str| match line.strip_prefix('#') {
+            Some(rest) if !rest.starts_with(' ') => format!("{rest}\n"),
+            Some(_) => String::new(),
+            None => format!("{line}\n"),
+        };
+        let uncommented: String = shipped.lines().map(example).collect();
         assert_eq!(parse(&uncommented).unwrap(), parse("").unwrap());
     }
 

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+//! From a VM's record to what its dstack-vm and its guest get: pure.
+
+use crate::images::Image;
+use crate::settings::Settings;
+use crate::vm::Record;
+use dstack_core::config_disk::{File, Files};
+use dstack_core::spec::{LAUNCH_VERSION, LaunchSpec, Network, Platform, Vsock, mr_config_id};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// The vhost-user vsock program beside the other helpers.
+pub const VSOCK_PROGRAM: &str = "/usr/libexec/dstack/vhost-device-vsock";
+
+/// What VMs run on and how host and guest speak.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ground {
+    /// What VMs run on.
+    pub platform: Platform,
+    /// How host and guest speak.
+    pub vsock: Vsock,
+    /// How that was found out, in words.
+    pub reason: String,
+}
+
+/// `sys-config.json`: the host's hints to the guest, hostile until measured.
+#[derive(Debug, Serialize)]
+struct SysConfig<'a> {
+    kms_urls: &'a [String],
+    tproxy_urls: &'a [String],
+    pccs_url: &'a str,
+    os_image_hash: String,
+}
+
+/// `instance-info.json`: what the host keeps for the guest.
+#[derive(Debug, Serialize)]
+struct InstanceInfo {
+    app_id: String,
+}
+
+/// The launch specification of a VM.
+#[must_use]
+pub fn launch(record: &Record, settings: &Settings, ground: &Ground, image: &Image, config_disk: PathBuf) -> LaunchSpec {
+    let metadata = &image.manifest.metadata;
+    let image_dir = settings.image_path.join(image.name.as_str());
+    let firmware = metadata.firmware.as_ref().map_or_else(|| settings.firmware.clone(), |f| image_dir.join(f));
+    LaunchSpec {
+        version: LAUNCH_VERSION,
+        vm: record.spec.clone(),
+        platform: ground.platform,
+        vsock: ground.vsock,
+        cid: record.cid,
+        network: Network::User,
+        qemu: settings.qemu_path.clone(),
+        vsock_program: Path::new(VSOCK_PROGRAM).to_owned(),
+        uki: metadata.uki.clone(),
+        root: metadata.root.clone(),
+        verity: metadata.verity.clone(),
+        image_dir,
+        firmware,
+        config_disk,
+        mr_config_id: mr_config_id(&record.spec.compose_hash),
+        qgs_port: (ground.platform == Platform::Tdx).then_some(settings.qgs_port),
+        progress_timeout: settings.progress_timeout.as_secs(),
+        boot_timeout: settings.boot_timeout.as_secs(),
+        stop_timeout: settings.stop_timeout.as_secs(),
+    }
+}
+
+/// Puts the host's own files among those of the deployer.
+pub fn host_files(files: &mut Files, record: &Record, settings: &Settings, image: &Image) {
+    let sys = SysConfig {
+        kms_urls: &settings.kms_urls,
+        tproxy_urls: &settings.tproxy_urls,
+        pccs_url: &settings.pccs_url,
+        os_image_hash: image.manifest.hash.to_string(),
+    };
+    let instance = InstanceInfo { app_id: record.spec.app_id.to_string() };
+    // Strings only: their JSON always exists.
+    files.insert(File::SysConfig, serde_json::to_vec(&sys).unwrap_or_default());
+    files.insert(File::InstanceInfo, serde_json::to_vec(&instance).unwrap_or_default());
+}
