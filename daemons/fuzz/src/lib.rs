@@ -5,7 +5,7 @@
 //! short smoke run over mutated samples in every `cargo nextest run`, and coverage-guided under libFuzzer
 //! (`libfuzzer/README.md`).
 
-use dstack_core::{boot, compose, config_disk, env, home, ids, image, spec};
+use dstack_core::{boot, compose, config_disk, env, event_log, home, ids, image, spec};
 
 /// A fuzz target: its name, the function, and well-formed samples to mutate.
 #[derive(Clone, Copy)]
@@ -31,6 +31,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "boot_line", run: boot_line, samples: boot_line_samples },
     Target { name: "home_packet", run: home_packet, samples: home_packet_samples },
     Target { name: "image_manifest", run: image_manifest, samples: image_samples },
+    Target { name: "event_log", run: event_log, samples: event_log_samples },
     Target { name: "ids", run: ids, samples: id_samples },
 ];
 
@@ -142,4 +143,24 @@ fn id_samples() -> Vec<Vec<u8>> {
     ["hello-1", "dstack-0.1.0", "3327603e03f5bd1f830812ca4a789277fc31f577", "API_KEY", "tcp"]
         .map(|id| id.as_bytes().to_vec())
         .to_vec()
+}
+
+/// A log that parses can be replayed, and its trusted prefix has exactly one reading.
+pub fn event_log(bytes: &[u8]) {
+    if let Ok(events) = event_log::parse(bytes) {
+        assert!(event_log::replay(&events).is_ok(), "registers were checked");
+        if let Ok(trusted) = event_log::Trusted::of(&events) {
+            let again = serde_json::to_vec(&events).ok().and_then(|json| event_log::parse(&json).ok());
+            assert_eq!(again.and_then(|e| event_log::Trusted::of(&e).ok()), Some(trusted), "read twice");
+        }
+    }
+}
+
+fn event_log_samples() -> Vec<Vec<u8>> {
+    let payloads: [&[u8]; 10] =
+        [b"", &[1; 20], &[2; 32], &[3; 20], b"", &[5; 32], &[6; 32], b"{}", b"ext4", b""];
+    let events = event_log::TRUSTED.iter().zip(payloads);
+    let events: Vec<_> =
+        events.filter_map(|(name, payload)| event_log::Event::runtime(name, payload).ok()).collect();
+    [7, 10].into_iter().filter_map(|n| serde_json::to_vec(events.get(..n)?).ok()).collect()
 }

@@ -6,6 +6,7 @@
 //! - [`env`]: names of environment variables an app may set
 //! - [`spec`]: the shape of a VM, as teepod stores it and dstack-vm reads it
 //! - [`image`]: `metadata.json` and `sha256sum.txt` of a guest image
+//! - [`event_log`]: the events behind RTMR3
 //! - [`config_disk`]: the tar that carries the host's inputs into the guest
 //! - [`boot`]: the lines a guest sends about its boot
 //! - [`home`]: the packets between teepod and a running dstack-vm
@@ -15,6 +16,7 @@ pub mod boot;
 pub mod compose;
 pub mod config_disk;
 pub mod env;
+pub mod event_log;
 pub mod home;
 pub mod ids;
 pub mod image;
