@@ -38,7 +38,6 @@ count_of() { page "$1" | sed -n 's/.*count: \([0-9]*\).*/\1/p'; }
 needs_image() {
     needs_packages
     in_host_sh 'dpkg-query -W -f "\${db:Status-Status}" dstack-guest-image 2>/dev/null | grep -qx installed' && return
-    [ -e /dev/vhost-vsock ] || must "apt install vhost-device-vsock" apt_install vhost-device-vsock
     must "apt install dstack-guest-image" apt_install dstack-guest-image
 }
 

@@ -29,7 +29,7 @@ die() {
 need_root() { [ "$(id -u)" = 0 ] || die "$1 needs root. Run it with sudo."; }
 
 # stage LOG TITLE COMMAND…: run a long command into logs/LOG.log, with a sign of life every 30 s;
-# V=1 shows its output. On failure the end of the log is shown.
+# V=1 shows its output (COMMAND runs without set -e). On failure the end of the log is shown.
 stage() {
     local log=$LOGS/$1.log title=$2 began rc=0 beat
     shift 2

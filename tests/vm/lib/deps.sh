@@ -13,6 +13,7 @@ build git git
 deb dpkg-buildpackage dpkg-dev
 deb dh debhelper
 deb lintian lintian
+deb file:/usr/include/systemd/sd-daemon.h libsystemd-dev
 deb file:/usr/share/doc/fakeroot fakeroot
 image mmdebstrap mmdebstrap
 image systemd-nspawn systemd-container

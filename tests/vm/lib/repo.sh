@@ -9,7 +9,6 @@ repo_make() {
     if compgen -G "$DEBS/*.deb" >/dev/null; then
         cp -l "$DEBS"/*.deb "$dir/" 2>/dev/null || cp "$DEBS"/*.deb "$dir/"
     fi
-    if [ -s "$CACHE/vsock/deb" ]; then cp "$(cat "$CACHE/vsock/deb")" "$dir/"; fi
     repo_index "$dir"
 }
 

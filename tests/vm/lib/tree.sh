@@ -32,7 +32,7 @@ tree_build() {
         find "$TREES" -maxdepth 1 -name 'host-*' -mtime +14 -exec rm -rf {} +
         new=$(mktemp -d "$TREES/new.XXXXXX")
         stage tree "building the Debian $SUITE host machine (once, about a minute)" \
-            tree_make "$new"
+            "$VM_DIR/machine" make-tree "$new" # a process of its own, for its own set -e
         mv "$new" "$tree"
         touch "$tree/.complete"
     ) || exit 1
@@ -53,7 +53,7 @@ tree_make() {
     echo dstack-host >"$new/etc/hostname"
     printf '127.0.0.1 localhost dstack-host\n::1 localhost\n' >"$new/etc/hosts"
     echo 'nameserver 192.0.2.2' >"$new/etc/resolv.conf"
-    rm -f "$new/etc/apt/sources.list" "$new/etc/apt/sources.list.d/0000"*
+    rm -f "$new/etc/apt/apt.conf.d/99mmdebstrap" "$new/etc/apt/sources.list" "$new/etc/apt/sources.list.d/0000"*
     : >"$new/etc/machine-id"
     useradd -R "$new" -m -s /bin/bash alice
     useradd -R "$new" -m -s /bin/bash bob
