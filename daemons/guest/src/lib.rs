@@ -1,2 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Boot agent library.
+//! Boot agent of the guest: from the host's config disk to a running app.
+//!
+//! Three programs share this library. `dstack-prepare` runs once before Docker, `dstack-app` is the app's unit, and
+//! `dstack-status` tells the host how far the boot has come.
+//!
+//! - [`layout`]: the files they hand to each other
+//! - [`inputs`]: what the host gave, checked; pure
+//! - [`keys`]: the key provider in force
+//! - [`outputs`]: the files the rest of the guest reads; pure, then one writer
+//! - [`disk`]: the encrypted data disk
+//! - [`prepare`]: the order of all that
+//! - [`app`]: login, scripts, docker compose
+//! - [`dotenv`]: values for compose files, without loss; pure
+//! - [`command`]: programs with a clean environment
+//! - [`status`], [`follow`]: the boot's status lines, written and streamed
+
+pub mod app;
+pub mod command;
+pub mod disk;
+pub mod dotenv;
+pub mod follow;
+pub mod inputs;
+pub mod keys;
+pub mod layout;
+pub mod outputs;
+pub mod prepare;
+pub mod status;

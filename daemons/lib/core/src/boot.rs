@@ -84,6 +84,7 @@ codes! {
         AppIdMismatch = "app-id-mismatch", "the app id does not belong to this compose file, and no kms is there to vouch for it";
         KeysRefused = "keys-refused", "the key service refused the app keys";
         KeysUnreachable = "keys-unreachable", "the key service cannot be reached; the guest keeps trying";
+        KeysUnsupported = "keys-unsupported", "this guest image has no key provider but \"none\"; set key_provider to \"none\" or use a newer image";
         EnvInvalid = "env-invalid", "the encrypted environment cannot be decrypted or has a reserved name";
         DiskFailed = "disk-failed", "the data disk cannot be prepared; see the console log of the VM";
         DiskForeign = "disk-foreign", "the data disk belongs to another instance or is damaged; it was left untouched";

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Which programs an app needs, in which order. Pure.
+
+use crate::command::{Program, arg};
+use crate::inputs::Env;
+use crate::layout::Layout;
+use dstack_core::boot::{Failure, Stage};
+use dstack_core::compose::{AppCompose, DockerConfig, Runner};
+
+/// One step of starting an app.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// What the host is told when it begins.
+    pub stage: Stage,
+    /// What the host is told when it fails.
+    pub failure: Failure,
+    /// What runs.
+    pub program: Program,
+    /// How it is watched.
+    pub watch: Watch,
+}
+
+/// How a step's program is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watch {
+    /// Until it ends.
+    ToEnd,
+    /// Until it ends, counting pulled images.
+    Pull,
+    /// It is the app: ready once it runs.
+    Main,
+}
+
+/// The steps of an app.
+///
+/// # Errors
+/// [`Failure::LoginFailed`] when the token that the login names is not in the environment.
+pub fn plan(compose: &AppCompose, env: &Env, layout: &Layout) -> Result<Vec<Step>, Failure> {
+    let mut steps = Vec::new();
+    if !compose.docker_config.username.is_empty() {
+        steps.push(login(&compose.docker_config, env, layout)?);
+    }
+    if let Some(script) = compose.pre_launch_script.as_deref().filter(|s| !s.is_empty()) {
+        let program = bash(script, env, layout);
+        steps.push(step(Stage::PreLaunch, Failure::PreLaunchFailed, program, Watch::ToEnd));
+    }
+    match compose.runner {
+        Runner::DockerCompose => steps.extend(containers(layout)),
+        Runner::Bash => {
+            let program = bash(compose.bash_script.as_deref().unwrap_or_default(), env, layout);
+            steps.push(step(Stage::Script, Failure::ScriptFailed, program, Watch::Main));
+        }
+    }
+    Ok(steps)
+}
+
+const fn step(stage: Stage, failure: Failure, program: Program, watch: Watch) -> Step {
+    Step { stage, failure, program, watch }
+}
+
+/// Pulling is a step of its own, so that a wrong image name is not reported as a broken app. What the pre-launch
+/// script has loaded is not asked for again.
+fn containers(layout: &Layout) -> [Step; 2] {
+    let pull = compose_program(layout, &["pull", "--policy", "missing", "--ignore-buildable"]);
+    let up = compose_program(layout, &["up", "--detach", "--remove-orphans"]);
+    [
+        step(Stage::Pull, Failure::PullFailed, pull, Watch::Pull),
+        step(Stage::App, Failure::ComposeFailed, up, Watch::ToEnd),
+    ]
+}
+
+/// How the containers end; `None` for an app without a compose file.
+#[must_use]
+pub fn stop(compose: &AppCompose, layout: &Layout) -> Option<Program> {
+    (compose.runner == Runner::DockerCompose).then(|| compose_program(layout, &["stop"]))
+}
+
+/// T10: the deployer's values reach the compose file by a file of their own, never compose's environment.
+fn compose_program(layout: &Layout, verb: &[&str]) -> Program {
+    let mut program = docker(&["compose", "--progress", "plain", "--file"], layout);
+    program.args.push(arg(&layout.compose_file()));
+    program.args.extend(["--project-directory".into(), arg(layout.project())]);
+    program.args.extend(["--env-file".into(), arg(&layout.compose_env())]);
+    program.args.extend(verb.iter().map(|a| (*a).to_owned()));
+    program
+}
+
+fn docker(args: &[&str], layout: &Layout) -> Program {
+    let mut program = Program::new("docker", args);
+    program.env = own_env(layout);
+    program
+}
+
+/// What the guest's tools need themselves.
+fn own_env(layout: &Layout) -> Vec<(String, String)> {
+    vec![("HOME".into(), arg(layout.project())), ("DOCKER_CONFIG".into(), arg(&layout.docker_config()))]
+}
+
+/// P02: the token goes by standard input.
+fn login(config: &DockerConfig, env: &Env, layout: &Layout) -> Result<Step, Failure> {
+    let token = env.get(&config.token_key).ok_or(Failure::LoginFailed)?;
+    let user = format!("--username={}", config.username);
+    let mut program = docker(&["login", &user, "--password-stdin", "--"], layout).input(token);
+    if !config.registry.is_empty() {
+        program.args.push(config.registry.clone());
+    }
+    Ok(step(Stage::Login, Failure::LoginFailed, program, Watch::ToEnd))
+}
+
+/// The app's own scripts get the deployer's values; they are the app. The script is the child's argument, as it is
+/// measured and public; its secrets are not in it.
+fn bash(script: &str, env: &Env, layout: &Layout) -> Program {
+    let mut program = Program::new("bash", &["-c", script]);
+    program.env = own_env(layout);
+    program.env.extend(env.iter().map(|(k, v)| (k.clone(), v.clone())));
+    program
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+
+    fn app(extra: &serde_json::Value) -> AppCompose {
+        let mut object = serde_json::json!({
+            "manifest_version": 2, "name": "hello", "runner": "docker-compose",
+            "docker_compose_file": "services: {web: {image: web}}",
+        });
+        object.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        AppCompose::parse(object.to_string().as_bytes()).unwrap()
+    }
+
+    fn stages(compose: &AppCompose, env: &Env) -> Vec<Stage> {
+        plan(compose, env, &Layout::default()).unwrap().iter().map(|s| s.stage).collect()
+    }
+
+    #[test]
+    fn steps_in_order() {
+        let env: Env = [("TOKEN".to_owned(), "s3cret".to_owned())].into();
+        let login = serde_json::json!({"registry": "r.test", "username": "u", "token_key": "TOKEN"});
+        for (extra, expected) in [
+            (serde_json::json!({}), &[Stage::Pull, Stage::App][..]),
+            (serde_json::json!({"pre_launch_script": ""}), &[Stage::Pull, Stage::App]),
+            (serde_json::json!({"runner": "bash", "bash_script": "sleep inf"}), &[Stage::Script]),
+            (
+                serde_json::json!({"docker_config": login, "pre_launch_script": "true"}),
+                &[Stage::Login, Stage::PreLaunch, Stage::Pull, Stage::App],
+            ),
+        ] {
+            assert_eq!(stages(&app(&extra), &env), expected, "{extra}");
+        }
+    }
+
+    #[test]
+    fn p33_no_container_starts_before_the_pre_launch_script() {
+        let compose = app(&serde_json::json!({"pre_launch_script": "true"}));
+        let steps = plan(&compose, &Env::new(), &Layout::default()).unwrap();
+        let at = |stage| steps.iter().position(|s| s.stage == stage).unwrap();
+        assert!(at(Stage::PreLaunch) < at(Stage::App));
+        assert!(steps[..at(Stage::PreLaunch)].iter().all(|s| !s.program.args.contains(&"up".to_owned())));
+    }
+
+    #[test]
+    fn p02_the_registry_token_is_no_argument() {
+        let login = serde_json::json!({"registry": "r.test", "username": "-u", "token_key": "TOKEN"});
+        let compose = app(&serde_json::json!({"docker_config": login}));
+        let env: Env = [("TOKEN".to_owned(), "s3cret".to_owned())].into();
+        let steps = plan(&compose, &env, &Layout::default()).unwrap();
+        let program = &steps[0].program;
+        assert_eq!(program.args, ["login", "--username=-u", "--password-stdin", "--", "r.test"]);
+        assert_eq!(program.input, Some("s3cret".into()));
+        assert_eq!(plan(&compose, &Env::new(), &Layout::default()), Err(Failure::LoginFailed));
+    }
+
+    #[test]
+    fn t10_values_do_not_reach_composes_own_environment() {
+        let env: Env = [("HTTPS_PROXY".to_owned(), "http://evil".to_owned())].into();
+        let compose = app(&serde_json::json!({"pre_launch_script": "true"}));
+        let steps = plan(&compose, &env, &Layout::default()).unwrap();
+        for step in steps {
+            let has = step.program.env.iter().any(|(k, _)| k == "HTTPS_PROXY");
+            assert_eq!(has, step.program.name == "bash", "{step:?}");
+            assert_eq!(step.program.args.contains(&"--env-file".to_owned()), step.program.name == "docker");
+        }
+    }
+}

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Runs the plan as the unit's main process.
+
+use crate::app::plan::{self, Step, Watch};
+use crate::app::progress::Pulls;
+use crate::app::supervise::{End, Running};
+use crate::command::Program;
+use crate::inputs::Env;
+use crate::layout::Layout;
+use crate::status::Status;
+use dstack_core::boot::{Failure, Stage};
+use dstack_core::compose::AppCompose;
+use dstack_sys::signal::{self, Signals};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use sd_notify::NotifyState;
+use std::fs;
+use std::io;
+
+/// Why the app did not start or did not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// A step failed; its output is in the journal.
+    #[error("{}", .0.sentence())]
+    Step(Failure),
+    /// dstack-prepare has not left what it should.
+    #[error("cannot read what dstack-prepare wrote: {0}")]
+    Inputs(io::Error),
+    /// The system refuses something that always works.
+    #[error("{0}")]
+    System(#[from] io::Error),
+}
+
+/// An app with its steps.
+struct App {
+    layout: Layout,
+    status: Status,
+    signals: Signals,
+    compose: AppCompose,
+}
+
+/// Starts the app, stays, and ends it in order when the unit is told to stop.
+///
+/// # Errors
+/// [`AppError`]; the status file has the `ERROR` line.
+pub fn run(layout: &Layout) -> Result<(), AppError> {
+    let status = Status::new(&layout.status());
+    let outcome = begin(layout, &status).and_then(|(app, env)| app.live(&env));
+    outcome.inspect_err(|error| status.error(error.failure()))
+}
+
+fn begin(layout: &Layout, status: &Status) -> Result<(App, Env), AppError> {
+    let signals = Signals::block(&[signal::TERM])?;
+    let bytes = fs::read(layout.app_compose()).map_err(AppError::Inputs)?;
+    let compose = AppCompose::parse(&bytes).map_err(|_| AppError::Step(Failure::ComposeInvalid))?;
+    let env = fs::read(layout.env()).map_err(AppError::Inputs)?;
+    let env = serde_json::from_slice(&env).map_err(|e| AppError::Inputs(e.into()))?;
+    fs::create_dir_all(layout.project())?;
+    std::env::set_current_dir(layout.project())?;
+    Ok((App { layout: layout.clone(), status: status.clone(), signals, compose }, env))
+}
+
+impl AppError {
+    const fn failure(&self) -> Failure {
+        match self {
+            Self::Step(failure) => *failure,
+            Self::Inputs(_) | Self::System(_) => Failure::Internal,
+        }
+    }
+}
+
+/// Whether to go on with the next step.
+enum Next {
+    Go,
+    Stop,
+}
+
+impl App {
+    fn live(&self, env: &Env) -> Result<(), AppError> {
+        let steps = plan::plan(&self.compose, env, &self.layout).map_err(AppError::Step)?;
+        for step in &steps {
+            self.status.stage(step.stage);
+            notify(&[NotifyState::Status(step.stage.sentence())]);
+            if matches!(self.step(step)?, Next::Stop) {
+                return self.stop(step.stage);
+            }
+        }
+        if steps.iter().any(|s| s.watch == Watch::Main) {
+            return Ok(());
+        }
+        self.ready();
+        self.wait_for_stop()?;
+        self.stop(Stage::App)
+    }
+
+    fn step(&self, step: &Step) -> Result<Next, AppError> {
+        let failed = |_| AppError::Step(step.failure);
+        let running = Running::start(&step.program, step.watch == Watch::Pull).map_err(failed)?;
+        if step.watch == Watch::Main {
+            self.ready();
+        }
+        let mut pulls = Pulls::default();
+        let end = running.wait(&self.signals, &mut |line| {
+            println!("{line}");
+            if let Some((done, total)) = pulls.line(line) {
+                self.status.progress(done, total);
+            }
+        })?;
+        match end {
+            End::Stopped => Ok(Next::Stop),
+            End::Exited(status) if status.success() => Ok(Next::Go),
+            End::Exited(status) => {
+                println!("{} ended with {status}", step.program.name);
+                Err(AppError::Step(step.failure))
+            }
+        }
+    }
+
+    fn ready(&self) {
+        self.status.ready();
+        notify(&[NotifyState::Ready, NotifyState::Status("the app runs")]);
+    }
+
+    fn wait_for_stop(&self) -> io::Result<()> {
+        while self.signals.next()?.is_none() {
+            match poll(&mut [PollFd::new(&self.signals, PollFlags::IN)], None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the containers, if any were started, before Docker ends. The unit's time limit holds.
+    fn stop(&self, reached: Stage) -> Result<(), AppError> {
+        notify(&[NotifyState::Stopping, NotifyState::Status("stopping the containers")]);
+        let program = (reached == Stage::App).then(|| plan::stop(&self.compose, &self.layout)).flatten();
+        program
+            .as_ref()
+            .map_or(Ok(()), Program::run)
+            .map_err(|error| AppError::System(io::Error::other(error)))
+    }
+}
+
+/// Without systemd there is nobody to tell.
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        println!("cannot notify systemd: {error}");
+    }
+}
