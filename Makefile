@@ -33,8 +33,34 @@ build: ## compile every daemon and command line (release)
 
 # ---- install: files into DESTDIR; kept with debian/ ------------------------------------------------
 prefix ?= /usr
+BIN ?= $(CARGO_TARGET_DIR)/release
+LIBEXEC = dstack-teepod dstack-vm dstack-vm-net dstack-prepare dstack-app dstack-status dstack-tappd
+PUT = install -m 644 -D -t $(DESTDIR)
+UNITS = $(foreach t,service socket slice target timer,$(wildcard units/host/*.$(t) units/guest/*.$(t)))
+
 install: ## copy programs, units, policies, man pages into DESTDIR
 	@test -n "$(DESTDIR)" || { echo 'error: give DESTDIR=/some/where'; exit 1; }
+	install -m 755 -D -t $(DESTDIR)$(prefix)/libexec/dstack $(LIBEXEC:%=$(BIN)/%) debian/image/dstack-image-import
+	install -m 755 -D -t $(DESTDIR)$(prefix)/bin $(BIN)/dstackctl
+	$(PUT)$(prefix)/lib/dstack units/host/teepod.toml
+	$(PUT)$(prefix)/lib/systemd/system $(UNITS)
+	for d in $(wildcard units/guest/*.d); do $(PUT)$(prefix)/lib/systemd/system/$${d##*/} $$d/*.conf || exit; done
+	$(PUT)$(prefix)/lib/systemd/system-preset units/host/90-dstack.preset
+	$(PUT)$(prefix)/lib/systemd/catalog units/host/dstack.catalog
+	install -m 644 -D units/guest/dstack.catalog $(DESTDIR)$(prefix)/lib/systemd/catalog/dstack-guest.catalog
+	install -m 644 -D units/host/dstack-teepod.sysusers $(DESTDIR)$(prefix)/lib/sysusers.d/dstack-teepod.conf
+	install -m 644 -D units/host/dstack-teepod.tmpfiles $(DESTDIR)$(prefix)/lib/tmpfiles.d/dstack-teepod.conf
+	$(PUT)$(prefix)/share/dbus-1/system.d $(wildcard dbus/*.conf)
+	$(PUT)$(prefix)/share/dbus-1/system-services $(wildcard dbus/*.service)
+	$(PUT)$(prefix)/share/dbus-1/interfaces $(wildcard dbus/interfaces/*.xml)
+	$(PUT)$(prefix)/share/polkit-1/actions $(wildcard polkit/*.policy)
+	$(PUT)$(prefix)/share/polkit-1/rules.d $(wildcard polkit/*.rules)
+	install -m 644 -D debian/needrestart.conf $(DESTDIR)/etc/needrestart/conf.d/dstack.conf
+
+# The image contains the package dstack-guest, so its own package is made after both.
+.PHONY: image-deb
+image-deb: ## pack the built guest image as a Debian package into $(OUT)/deb
+	@for i in $(OUT)/image/$(PROFILE)/dstack*; do debian/image/build "$$i" $(OUT)/deb || exit; done
 # ---- end of install --------------------------------------------------------------------------------
 
 deb: ## build the Debian packages into $(OUT)/deb and run lintian
