@@ -23,8 +23,8 @@ in_host systemd-run -q --unit=host-loopback socat TCP-LISTEN:7777,bind=127.0.0.1
 
 # --- boot -----------------------------------------------------------------------------------------
 must "deploy returns before the app is up with --no-wait" in_host dstackctl --no-wait deploy "$COMPOSE" \
-    --name board --insecure-registry "$REGISTRY" --public-logs --public-sysinfo \
-    -p 8080:80 -p 8081:81 -p 8082:82 -p 8083:83 -p 8090:8090
+    --name board --registry-insecure "$REGISTRY" --public-logs --public-sysinfo \
+    -c 2 -m 2G -p 8080:80 -p 8081:81 -p 8082:82 -p 8083:83 -p 8090:8090
 check "its unit is activating, not active" matches '^activating$' in_host systemctl show -P ActiveState dstack-vm@board.service
 check "the unit's status names the boot stage" eventually 120 matches '[a-z]' in_host systemctl show -P StatusText dstack-vm@board.service
 check "machined knows the booting VM" eventually 30 matches '^board +vm ' in_host machinectl list --no-legend

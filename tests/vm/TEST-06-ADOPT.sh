@@ -18,7 +18,7 @@ RUNNING=$'one running\nthree running\ntwo running'
 
 port=8101
 for vm in $VMS; do
-    must "deploy $vm" in_host dstackctl --no-wait deploy "$COMPOSE" --name "$vm" --insecure-registry "$REGISTRY" -p "$port:80"
+    must "deploy $vm" in_host dstackctl --no-wait deploy "$COMPOSE" --name "$vm" --registry-insecure "$REGISTRY" -p "$port:80"
     port=$((port + 1))
 done
 TAIL=40 must "three VMs come up at once" eventually 700 all_active

@@ -18,7 +18,7 @@ deploy() {
     local compose=$1 name=$2
     shift 2
     HOST_TIMEOUT=${BOOT_TIMEOUT:-420} in_host dstackctl deploy "$compose" --name "$name" \
-        --insecure-registry "$REGISTRY" "$@"
+        --registry-insecure "$REGISTRY" "$@"
 }
 
 unit_of() { echo "dstack-vm@$1.service"; }

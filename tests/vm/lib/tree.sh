@@ -29,7 +29,7 @@ tree_build() {
         lock "tree" "building the host machine's tree"
         [ -e "$tree/.complete" ] && exit 0
         rm -rf "$tree" "$TREES"/new.*
-        find "$TREES" -maxdepth 1 -name 'host-*' -mtime +14 -exec rm -rf {} +
+        ls -dt "$TREES"/host-* 2>/dev/null | tail -n +2 | xargs -r rm -rf # the last one is for going back
         new=$(mktemp -d "$TREES/new.XXXXXX")
         stage tree "building the Debian $SUITE host machine (once, about a minute)" \
             "$VM_DIR/machine" make-tree "$new" # a process of its own, for its own set -e
