@@ -89,21 +89,22 @@ check "a wrong key names file, key and what is allowed" matches '90-bench\.toml.
 check "and without it teepod runs again" configure
 
 # --- disk full ------------------------------------------------------------------------------------
-check "a full state directory" in_host_sh 'systemctl stop dstack-teepod.service; d=$(readlink -f "$1"/teepod 2>/dev/null || echo "$1")
-    mount -t tmpfs -o size=64k,mode=700,uid=$(id -u dstack-teepod) tmpfs "$d"; dd if=/dev/zero of="$d/fill" bs=1k count=60 2>/dev/null; echo "$d" >/tmp/full' "$STATE"
+check "a full state directory" in_host_sh 'systemctl stop dstack-teepod.service; d=$1/vms
+    mount -t tmpfs -o size=64k,mode=700,uid=$(id -u dstack-teepod) tmpfs "$d"; dd if=/dev/zero of="$d/.fill" bs=4k 2>/dev/null || :' "$STATE"
 refused "a VM on it: NoSpace" "NoSpace|No space" create full "$JSON" "start b false"
-check "and the room again" in_host_sh 'systemctl stop dstack-teepod.service; umount "$(cat /tmp/full)"; systemctl start dstack-teepod.service'
+check "and the room again" in_host_sh 'systemctl stop dstack-teepod.service; umount "$1/vms"; systemctl start dstack-teepod.service' "$STATE"
 check "nothing is left of it" equals "" vms
 
 # --- unreadable state -----------------------------------------------------------------------------
 check "a VM" create good "$JSON" "start b false"
 check "and another" create broken "$JSON" "start b false"
-check "one state file is broken" in_host_sh 'systemctl stop dstack-teepod.service
-    f=$(grep -rlE "\"broken\"" "$1" --include="*.json" | grep -v app-compose | head -n 1); [ -n "$f" ]; echo "{ broken" >"$f"; echo "$f" >/tmp/broken; systemctl start dstack-teepod.service' "$STATE"
+RECORD=$STATE/vms/broken/record.json
+check "one state file is broken" in_host_sh 'test -s "$1"; systemctl stop dstack-teepod.service; echo "{ broken" >"$1"
+    systemctl start dstack-teepod.service' "$RECORD"
 check "the good one is there" equals stopped vm_state good
 refused "the broken one is named, not taken for absent" "StateUnreadable" teepod StartVm s broken
 refused "its name stays taken" "VmExists|StateUnreadable" create broken "$JSON" "start b false"
-check "its file is left as it was" in_host_sh 'grep -qx "{ broken" "$(cat /tmp/broken)"'
+check "its file is left as it was" in_host grep -qx "{ broken" "$RECORD"
 check "the journal says which file" matches 'broken' in_host journalctl -q --no-pager -u dstack-teepod -n 50 -o cat
 check "it can be removed" teepod RemoveVm s broken
 check "the good one too" teepod RemoveVm s good
