@@ -55,6 +55,9 @@ install: ## copy programs, units, policies, man pages into DESTDIR
 	$(PUT)$(prefix)/share/dbus-1/interfaces $(wildcard dbus/interfaces/*.xml)
 	$(PUT)$(prefix)/share/polkit-1/actions $(wildcard polkit/*.policy)
 	$(PUT)$(prefix)/share/polkit-1/rules.d $(wildcard polkit/*.rules)
+	for page in $(wildcard man/*.[1-8]); do $(PUT)$(prefix)/share/man/man$${page##*.} "$$page" || exit; done
+	$(BIN)/xtask man $(DESTDIR)$(prefix)/share/man
+	$(BIN)/xtask completions $(DESTDIR)$(prefix)/share
 	install -m 644 -D debian/needrestart.conf $(DESTDIR)/etc/needrestart/conf.d/dstack.conf
 
 # The image contains the package dstack-guest, so its own package is made after both.
