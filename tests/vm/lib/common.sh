@@ -16,6 +16,16 @@ STARTED=${STARTED:-$(date +%s)}
 export TOP CACHE OUT V STARTED
 export LC_ALL=C.UTF-8
 
+# sudo drops the caller's PATH: find that user's Rust, and keep what root downloads out of their home.
+if ! command -v cargo >/dev/null && [ -n "${SUDO_USER:-}" ]; then
+    user_home=$(getent passwd "$SUDO_USER" | cut -d : -f 6)
+    if [ -x "$user_home/.cargo/bin/cargo" ]; then
+        export PATH=$PATH:$user_home/.cargo/bin RUSTUP_HOME=${RUSTUP_HOME:-$user_home/.rustup}
+        export CARGO_HOME=${CARGO_HOME:-$CACHE/cargo}
+    fi
+    unset user_home
+fi
+
 # say WORDS…: one progress line with the seconds since the start.
 say() { printf '[%4ds] %s\n' "$(($(date +%s) - STARTED))" "$*"; }
 
