@@ -16,6 +16,7 @@ STARTED=${STARTED:-$(date +%s)}
 export TOP CACHE OUT V STARTED
 export LC_ALL=C.UTF-8
 
+command -v cargo >/dev/null || [ ! -x "$HOME/.cargo/bin/cargo" ] || export PATH=$PATH:$HOME/.cargo/bin
 # sudo drops the caller's PATH: find that user's Rust, and keep what root downloads out of their home.
 if ! command -v cargo >/dev/null && [ -n "${SUDO_USER:-}" ]; then
     user_home=$(getent passwd "$SUDO_USER" | cut -d : -f 6)

@@ -41,7 +41,6 @@ present() {
 
 rust_there() {
     local have want get="Get it from https://rustup.rs, or on Debian 13: apt install rustup && rustup default stable."
-    command -v cargo >/dev/null || PATH=$PATH:$HOME/.cargo/bin
     command -v cargo >/dev/null || die "no Rust toolchain: cargo is not on the PATH. $get"
     have=$(rustc --version | cut -d ' ' -f 2)
     want=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$TOP/Cargo.toml")
