@@ -5,7 +5,7 @@
 //! short smoke run over mutated samples in every `cargo nextest run`, and coverage-guided under libFuzzer
 //! (`libfuzzer/README.md`).
 
-use dstack_core::{boot, compose, config_disk, env, event_log, home, ids, image, spec};
+use dstack_core::{boot, client_hello, compose, config_disk, env, event_log, home, ids, image, sni, spec};
 
 /// A fuzz target: its name, the function, and well-formed samples to mutate.
 #[derive(Clone, Copy)]
@@ -32,6 +32,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "home_packet", run: home_packet, samples: home_packet_samples },
     Target { name: "image_manifest", run: image_manifest, samples: image_samples },
     Target { name: "event_log", run: event_log, samples: event_log_samples },
+    Target { name: "client_hello", run: client_hello, samples: client_hello_samples },
+    Target { name: "sni", run: sni, samples: sni_samples },
     Target { name: "ids", run: ids, samples: id_samples },
 ];
 
@@ -163,4 +165,55 @@ fn event_log_samples() -> Vec<Vec<u8>> {
     let events: Vec<_> =
         events.filter_map(|(name, payload)| event_log::Event::runtime(name, payload).ok()).collect();
     [7, 10].into_iter().filter_map(|n| serde_json::to_vec(events.get(..n)?).ok()).collect()
+}
+
+/// A prefix that needs more says so with a number that grows, and a hello's name is a DNS name in lower case.
+pub fn client_hello(bytes: &[u8]) {
+    match client_hello::parse(bytes) {
+        Ok(client_hello::Progress::NeedMore(needed)) => {
+            assert!(
+                needed > bytes.len() && needed <= client_hello::PREFIX_MAX + 5,
+                "{needed} of {}",
+                bytes.len()
+            );
+        }
+        Ok(client_hello::Progress::Done(hello)) => {
+            assert!(hello.length <= bytes.len(), "longer than the stream");
+            let name = hello.server_name.unwrap_or_default();
+            assert!(
+                name.len() <= 253 && !name.bytes().any(|b| b.is_ascii_uppercase() || b == b'/'),
+                "{name:?}"
+            );
+        }
+        Err(_) => {}
+    }
+}
+
+fn client_hello_samples() -> Vec<Vec<u8>> {
+    let name = b"abc.example.com";
+    let extensions =
+        [&[0, 0, 0, 20, 0, 18, 0, 0, 15][..], name, &[0, 16, 0, 5, 0, 3, 2, b'h', b'2']].concat();
+    let head = [&[3, 3][..], &[7; 32], &[0, 0, 2, 0x13, 0x01, 1, 0, 0, 33]].concat();
+    let body = [head, extensions].concat();
+    let message = [&[1, 0, 0, u8::try_from(body.len()).unwrap_or(0)][..], &body].concat();
+    let record = |part: &[u8]| [&[22, 3, 1, 0, u8::try_from(part.len()).unwrap_or(0)][..], part].concat();
+    vec![record(&message), message.chunks(7).flat_map(record).collect()]
+}
+
+/// A name leads to one place, whatever its case; a TXT value never leads to an address.
+pub fn sni(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let (lower, upper) = (text.to_ascii_lowercase(), text.to_ascii_uppercase());
+    let base = "app.example.com";
+    assert_eq!(sni::route(&lower, base).ok(), sni::route(&upper, base).ok(), "{text:?}");
+    if let Ok((_, port)) = sni::parse_txt(text) {
+        assert!(port > 0, "{text:?}");
+    }
+}
+
+fn sni_samples() -> Vec<Vec<u8>> {
+    let id = "3327603e03f5bd1f830812ca4a789277fc31f577";
+    [".app.example.com", "-8080s.app.example.com", "s.app.example.com", ":8043", "-80g.app.example.com"]
+        .map(|tail| format!("{id}{tail}").into_bytes())
+        .to_vec()
 }

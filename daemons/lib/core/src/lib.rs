@@ -9,10 +9,12 @@
 //! - [`event_log`]: the events behind RTMR3
 //! - [`config_disk`]: the tar that carries the host's inputs into the guest
 //! - [`boot`]: the lines a guest sends about its boot
+//! - [`client_hello`], [`sni`]: where a TLS connection wants to go
 //! - [`home`]: the packets between teepod and a running dstack-vm
 //! - [`qemu`]: the command line of QEMU
 
 pub mod boot;
+pub mod client_hello;
 pub mod compose;
 pub mod config_disk;
 pub mod env;
@@ -22,4 +24,5 @@ pub mod ids;
 pub mod image;
 pub mod limits;
 pub mod qemu;
+pub mod sni;
 pub mod spec;
