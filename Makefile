@@ -63,7 +63,7 @@ install: ## copy programs, units, policies, man pages into DESTDIR
 # The image contains the package dstack-guest, so its own package is made after both.
 .PHONY: image-deb
 image-deb: ## pack the built guest image as a Debian package into $(OUT)/deb
-	@for i in $(OUT)/image/$(PROFILE)/dstack*; do debian/image/build "$$i" $(OUT)/deb || exit; done
+	@for i in $(OUT)/image/dstack*-[0-9]*; do debian/image/build "$$i" $(OUT)/deb || exit; done
 # ---- end of install --------------------------------------------------------------------------------
 
 deb: ## build the Debian packages into $(OUT)/deb and run lintian
