@@ -36,7 +36,7 @@ prefix ?= /usr
 BIN ?= $(CARGO_TARGET_DIR)/release
 LIBEXEC = dstack-teepod dstack-vm dstack-vm-net dstack-prepare dstack-app dstack-status dstack-tappd
 PUT = install -m 644 -D -t $(DESTDIR)
-UNITS = $(foreach t,service socket slice target timer,$(wildcard units/host/*.$(t) units/guest/*.$(t)))
+UNITS = $(foreach t,service socket slice target timer mount,$(wildcard units/host/*.$(t) units/guest/*.$(t)))
 
 install: ## copy programs, units, policies, man pages into DESTDIR
 	@test -n "$(DESTDIR)" || { echo 'error: give DESTDIR=/some/where'; exit 1; }
@@ -50,6 +50,8 @@ install: ## copy programs, units, policies, man pages into DESTDIR
 	install -m 644 -D units/guest/dstack.catalog $(DESTDIR)$(prefix)/lib/systemd/catalog/dstack-guest.catalog
 	install -m 644 -D units/host/dstack-teepod.sysusers $(DESTDIR)$(prefix)/lib/sysusers.d/dstack-teepod.conf
 	install -m 644 -D units/host/dstack-teepod.tmpfiles $(DESTDIR)$(prefix)/lib/tmpfiles.d/dstack-teepod.conf
+	install -m 644 -D units/guest/dstack-guest.sysusers $(DESTDIR)$(prefix)/lib/sysusers.d/dstack-guest.conf
+	install -m 644 -D units/guest/dstack-guest.tmpfiles $(DESTDIR)$(prefix)/lib/tmpfiles.d/dstack-guest.conf
 	$(PUT)$(prefix)/share/dbus-1/system.d $(wildcard dbus/*.conf)
 	$(PUT)$(prefix)/share/dbus-1/system-services $(wildcard dbus/*.service)
 	$(PUT)$(prefix)/share/dbus-1/interfaces $(wildcard dbus/interfaces/*.xml)
