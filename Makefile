@@ -44,12 +44,12 @@ install: ## copy programs, units, policies, man pages into DESTDIR
 	install -m 755 -D -t $(DESTDIR)$(prefix)/bin $(BIN)/dstackctl
 	$(PUT)$(prefix)/lib/dstack units/host/teepod.toml
 	$(PUT)$(prefix)/lib/systemd/system $(UNITS)
-	for d in $(wildcard units/guest/*.d); do $(PUT)$(prefix)/lib/systemd/system/$${d##*/} $$d/*.conf || exit; done
+	for d in $(wildcard units/*/*.d); do $(PUT)$(prefix)/lib/systemd/system/$${d##*/} $$d/*.conf || exit; done
 	$(PUT)$(prefix)/lib/systemd/system-preset units/host/90-dstack.preset
 	$(PUT)$(prefix)/lib/systemd/catalog units/host/dstack.catalog
 	install -m 644 -D units/guest/dstack.catalog $(DESTDIR)$(prefix)/lib/systemd/catalog/dstack-guest.catalog
-	install -m 644 -D units/host/dstack-teepod.sysusers $(DESTDIR)$(prefix)/lib/sysusers.d/dstack-teepod.conf
-	install -m 644 -D units/host/dstack-teepod.tmpfiles $(DESTDIR)$(prefix)/lib/tmpfiles.d/dstack-teepod.conf
+	for f in $(wildcard units/*/*.sysusers units/*/*.tmpfiles); do n=$${f##*/}; \
+		install -m 644 -D $$f $(DESTDIR)$(prefix)/lib/$${n##*.}.d/$${n%.*}.conf || exit; done
 	install -m 644 -D units/guest/dstack-guest.sysusers $(DESTDIR)$(prefix)/lib/sysusers.d/dstack-guest.conf
 	install -m 644 -D units/guest/dstack-guest.tmpfiles $(DESTDIR)$(prefix)/lib/tmpfiles.d/dstack-guest.conf
 	$(PUT)$(prefix)/share/dbus-1/system.d $(wildcard dbus/*.conf)
