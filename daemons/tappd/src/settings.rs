@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `tappd.toml`: where things are. The image ships none; tests move them.
+
+use serde::Deserialize;
+use std::path::PathBuf;
+
+/// The agent's settings; each key has a default.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Directory with `app-compose.json` and `instance.json`, which dstack-prepare wrote.
+    pub run_directory: PathBuf,
+    /// Directory with journal files; absent: this machine's journal.
+    pub journal_directory: Option<PathBuf>,
+    /// Socket of Docker's API.
+    pub docker_socket: PathBuf,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            run_directory: "/run/dstack".into(),
+            journal_directory: None,
+            docker_socket: "/run/docker.sock".into(),
+        }
+    }
+}
