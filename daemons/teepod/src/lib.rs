@@ -6,10 +6,13 @@
 //! - [`vm`], [`leases`], [`settings`], [`launch`]: pure
 //! - [`store`], [`images`]: files
 
+pub mod engine;
 pub mod host;
 pub mod images;
 pub mod launch;
 pub mod leases;
 pub mod settings;
 pub mod store;
+pub mod systemd;
+pub mod units;
 pub mod vm;
