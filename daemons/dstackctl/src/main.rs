@@ -1,3 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! placeholder
-fn main() {}
+//! The dstack command line.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    dstackctl::main(std::env::args_os())
+}

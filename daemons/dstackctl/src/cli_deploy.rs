@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The arguments of `deploy` and `vm upgrade`: what makes an `app-compose.json`.
+
+use crate::cli::Shape;
+use clap::{ArgGroup, Args, ValueEnum, ValueHint};
+use dstack_core::ids::{AppId, VmName};
+use std::path::PathBuf;
+
+/// Where an app's keys come from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum KeyProvider {
+    /// No key service: disk and keys are fresh at each boot
+    #[default]
+    None,
+    /// A key service that checks the VM's quote
+    Kms,
+    /// A key provider on the host
+    Local,
+}
+
+/// What starts the app.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Runner {
+    /// docker compose up
+    #[default]
+    DockerCompose,
+    /// A bash script as the main program
+    Bash,
+}
+
+/// What goes into `app-compose.json`, besides the compose file.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Document {
+    /// Pull from this registry over plain HTTP; may be repeated
+    #[arg(long, alias = "insecure-registry", value_name = "HOST[:PORT]", help_heading = "What is measured")]
+    pub registry_insecure: Vec<String>,
+    /// Pull images of Docker Hub from this mirror; may be repeated
+    #[arg(long, value_name = "URL", help_heading = "What is measured")]
+    pub registry_mirror: Vec<String>,
+    /// Log in to a private registry; needs --docker-token-key and a key service
+    #[arg(
+        long,
+        value_name = "USER[@REGISTRY]",
+        requires = "docker_token_key",
+        help_heading = "What is measured"
+    )]
+    pub docker_login: Option<String>,
+    /// Name of the secret that holds the registry's password or token
+    #[arg(long, value_name = "NAME", requires = "docker_login", help_heading = "What is measured")]
+    pub docker_token_key: Option<String>,
+    /// Script that is sourced in the guest before the containers start
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "What is measured")]
+    pub pre_launch_script: Option<PathBuf>,
+    /// What starts the app
+    #[arg(long, value_enum, default_value_t, help_heading = "What is measured")]
+    pub runner: Runner,
+    /// Main script of runner bash; FILE is then left out
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "What is measured")]
+    pub script: Option<PathBuf>,
+    /// Let anybody who reaches the VM read the containers' logs (default)
+    #[arg(long, overrides_with = "no_public_logs", help_heading = "What is measured")]
+    pub public_logs: bool,
+    /// Keep the containers' logs inside the VM
+    #[arg(long, help_heading = "What is measured")]
+    pub no_public_logs: bool,
+    /// Let anybody who reaches the VM read its load and containers (default)
+    #[arg(long, overrides_with = "no_public_sysinfo", help_heading = "What is measured")]
+    pub public_sysinfo: bool,
+    /// Keep load and containers inside the VM
+    #[arg(long, help_heading = "What is measured")]
+    pub no_public_sysinfo: bool,
+    /// Where the app's keys come from
+    #[arg(long, value_enum, default_value_t, help_heading = "What is measured")]
+    pub key_provider: KeyProvider,
+    /// Secret for the containers; needs a key service
+    #[arg(short = 'e', long = "env", value_name = "NAME=VALUE", help_heading = "Secrets")]
+    pub env: Vec<String>,
+    /// Secrets from a file of NAME=VALUE lines; needs a key service
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Secrets")]
+    pub env_file: Option<PathBuf>,
+}
+
+/// `deploy`.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("what").required(true).multiple(true).args(["file", "script"]))]
+#[command(after_help = "\
+FILE is a docker-compose.yaml, from which app-compose.json is built, or an app-compose.json, used byte for byte; \
+- reads standard input.
+
+The app's logs and load are public unless --no-public-logs and --no-public-sysinfo say otherwise: whoever reaches the \
+VM, its host included, can read them.")]
+pub struct Deploy {
+    /// docker-compose.yaml or app-compose.json
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: Option<PathBuf>,
+    /// Name of the app and its VM; by default the compose project or the directory
+    #[arg(short, long, value_name = "NAME")]
+    pub name: Option<VmName>,
+    /// Shape of the VM.
+    #[command(flatten)]
+    pub shape: Shape,
+    /// What goes into app-compose.json.
+    #[command(flatten)]
+    pub document: Document,
+    /// Join an app that exists already: its id
+    #[arg(long, value_name = "HEX")]
+    pub app_id: Option<AppId>,
+    /// File handed to the app as it is, unmeasured and readable by the host
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub user_config: Option<PathBuf>,
+    /// Start the VM when the host starts
+    #[arg(long)]
+    pub autostart: bool,
+    /// Create the VM, but do not start it
+    #[arg(long)]
+    pub no_start: bool,
+    /// Only print app-compose.json and the app id
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `vm upgrade`.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("what").required(true).multiple(true).args(["file", "script"]))]
+pub struct Upgrade {
+    /// Name or id of the VM
+    pub name: String,
+    /// docker-compose.yaml or app-compose.json
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: Option<PathBuf>,
+    /// What goes into app-compose.json.
+    #[command(flatten)]
+    pub document: Document,
+    /// Restart the VM at once
+    #[arg(long)]
+    pub restart: bool,
+}

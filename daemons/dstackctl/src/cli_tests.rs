@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+#![allow(clippy::unwrap_used, clippy::panic)]
+use super::*;
+use clap::CommandFactory;
+
+fn parse(line: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(line.split_whitespace())
+}
+
+#[test]
+fn the_definition_holds_together() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn good_lines() {
+    for line in [
+        "dstackctl doctor",
+        "dstackctl --json doctor",
+        "dstackctl doctor --json",
+        "dstackctl --no-wait deploy compose.yaml -p 8080:80",
+        "dstackctl deploy compose.yaml -c 2 -m 2G -d 20G -p 8080:80 -p 0.0.0.0:53:53/udp --no-wait",
+        "dstackctl deploy compose.yaml --insecure-registry registry.test:5000 --name hello",
+        "dstackctl deploy --runner bash --script main.sh --name hello",
+        "dstackctl deploy - --name x --dry-run",
+        "dstackctl -H root@host vm list",
+        "dstackctl vm ls",
+        "dstackctl vm rm -f a b",
+        "dstackctl vm resize a -m 4G --no-ports --autostart",
+        "dstackctl vm wait a --state stopped --timeout 2min",
+        "dstackctl vm upgrade a compose.yaml --restart",
+        "dstackctl vm logs a -n 20 -f",
+        "dstackctl image import ./image",
+        "dstackctl logs a web -f --since 10m --tail 5 --timestamps",
+        "dstackctl logs a --console",
+    ] {
+        if let Err(error) = parse(line) {
+            panic!("{line}: {error}");
+        }
+    }
+}
+
+#[test]
+fn wrong_lines() {
+    for line in [
+        "dstackctl",
+        "dstackctl deploy",
+        "dstackctl deploy f -p 80",
+        "dstackctl deploy f -m 2048",
+        "dstackctl deploy f --name Not_Valid",
+        "dstackctl deploy f --app-id 12",
+        "dstackctl deploy f --docker-login me",
+        "dstackctl vm remove",
+        "dstackctl vm resize a --autostart --no-autostart",
+        "dstackctl vm resize a --no-ports -p 1:1",
+        "dstackctl vm wait a --timeout soon",
+        "dstackctl logs a web --console",
+        "dstackctl frobnicate",
+    ] {
+        assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+    }
+}
+
+#[test]
+fn the_last_of_wait_and_no_wait_counts() {
+    assert!(parse("dstackctl vm start a").unwrap().global.waits());
+    assert!(!parse("dstackctl vm start a --no-wait").unwrap().global.waits());
+    assert!(parse("dstackctl --wait vm start a").unwrap().global.waits());
+}

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The connection to teepod: the system bus, here or over ssh.
+
+use crate::agent::Agent;
+use crate::cli::Global;
+use crate::errors::Failure;
+use dstack_service::api::teepod1::{Error, ManagerProxy, VmProxy};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use std::cell::OnceCell;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use zbus::proxy::MethodFlags;
+use zbus::{Connection, OwnedObjectPath};
+
+/// A connection to teepod.
+#[derive(Debug)]
+pub struct Client {
+    /// The bus.
+    pub connection: Connection,
+    /// teepod's manager object.
+    pub manager: ManagerProxy<'static>,
+    /// The host worked on, when it is another one.
+    pub remote: Option<String>,
+    interactive: bool,
+    agent: OnceCell<Option<Agent>>,
+    tunnel: Option<Child>,
+}
+
+impl Client {
+    /// Connects to the bus; teepod itself is started by its first call.
+    ///
+    /// # Errors
+    /// When the bus, or ssh, cannot be reached.
+    pub async fn open(global: &Global) -> Result<Self, Failure> {
+        let (connection, tunnel) = match &global.host {
+            Some(host) => over_ssh(host).await.map(|(c, t)| (c, Some(t)))?,
+            None => (Connection::system().await?, None),
+        };
+        let manager = ManagerProxy::builder(&connection)
+            .cache_properties(zbus::proxy::CacheProperties::No)
+            .build()
+            .await?;
+        Ok(Self {
+            connection,
+            manager,
+            remote: global.host.clone(),
+            interactive: !global.no_ask_password && global.host.is_none(),
+            agent: OnceCell::new(),
+            tunnel,
+        })
+    }
+
+    /// Calls a method of the manager that changes something: the user may be asked for a password.
+    ///
+    /// # Errors
+    /// The daemon's error.
+    pub async fn change<B, R>(&self, method: &'static str, body: &B) -> Result<R, Failure>
+    where
+        B: serde::Serialize + zbus::DynamicType,
+        R: for<'d> zbus::wire::DynamicDeserialize<'d>,
+    {
+        let flags = if self.interactive { MethodFlags::ALLOW_INTERACTIVE_AUTH } else { MethodFlags::empty() };
+        if self.interactive {
+            self.agent.get_or_init(Agent::start);
+        }
+        let reply = self.manager.inner().call_with_flags(method, flags, body).await;
+        let reply: Option<R> = reply.map_err(Error::from)?;
+        reply.ok_or_else(|| Failure::new("D-Bus: no reply"))
+    }
+
+    /// The object of a VM, by name or id.
+    ///
+    /// # Errors
+    /// `NoSuchVm`, or the bus failed.
+    pub async fn vm(&self, name: &str) -> Result<VmProxy<'static>, Failure> {
+        let path = self.manager.get_vm(name).await?;
+        self.vm_at(path).await
+    }
+
+    /// The VM at a path.
+    ///
+    /// # Errors
+    /// When the bus failed.
+    pub async fn vm_at(&self, path: OwnedObjectPath) -> Result<VmProxy<'static>, Failure> {
+        let builder = VmProxy::builder(&self.connection).path(path);
+        Ok(builder.cache_properties(zbus::proxy::CacheProperties::No).build().await?)
+    }
+
+    /// Refuses what needs file descriptors, which ssh cannot carry.
+    ///
+    /// # Errors
+    /// On another host, with the command to use there.
+    pub fn needs_local(&self, command: &str) -> Result<(), Failure> {
+        match &self.remote {
+            None => Ok(()),
+            Some(host) => Err(Failure::usage(format!("{command} works only on the host itself"))
+                .hint(format!("ssh -t {host} dstackctl {command} …"))),
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if let Some(tunnel) = &mut self.tunnel {
+            let _ = tunnel.kill();
+            let _ = tunnel.wait();
+        }
+    }
+}
+
+async fn over_ssh(host: &str) -> Result<(Connection, Child), Failure> {
+    let cannot = |e: &dyn std::fmt::Display| Failure::new(format!("cannot reach {host} over ssh: {e}"));
+    let kind = (SocketType::STREAM, SocketFlags::CLOEXEC);
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, kind.0, kind.1, None).map_err(|e| cannot(&e))?;
+    let output = theirs.try_clone().map_err(|e| cannot(&e))?;
+    let tunnel = Command::new("ssh")
+        .args(["-xT", "--", host, "systemd-stdio-bridge"])
+        .stdin(Stdio::from(theirs))
+        .stdout(Stdio::from(output))
+        .spawn()
+        .map_err(|e| cannot(&e))?;
+    let stream = UnixStream::from(ours);
+    stream.set_nonblocking(true).map_err(|e| cannot(&e))?;
+    match zbus::connection::Builder::unix_stream(stream).build().await {
+        Ok(connection) => Ok((connection, tunnel)),
+        Err(error) => {
+            let mut tunnel = tunnel;
+            let _ = tunnel.kill();
+            let _ = tunnel.wait();
+            Err(cannot(&error)
+                .hint("check that `ssh` logs in there without a question, and that systemd is installed"))
+        }
+    }
+}

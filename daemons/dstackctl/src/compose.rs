@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Builds `app-compose.json`. Its bytes decide the app id, so the order of its keys is fixed: first those of the
+//! original's page in its order, then the later ones.
+
+use crate::cli_deploy::{Document, KeyProvider, Runner};
+use crate::errors::Failure;
+use dstack_core::compose::AppCompose;
+use dstack_core::env;
+use dstack_core::limits::{APP_COMPOSE_MAX, VM_NAME_MAX};
+use serde::{Deserialize, Serialize};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// A file that was read, with the name it gives to an app.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Input {
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// Name of the directory it lies in; empty for standard input.
+    pub directory: String,
+}
+
+/// A finished `app-compose.json`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Built {
+    /// The exact bytes.
+    pub bytes: Vec<u8>,
+    /// What they say.
+    pub parsed: AppCompose,
+    /// Images that are named by tag, so that another image may come at another pull.
+    pub unpinned: Vec<String>,
+}
+
+/// Reads a file, or standard input for `-`; at most a little more than an `app-compose.json` may have.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn read(path: &Path) -> Result<Input, Failure> {
+    let cannot = |e: std::io::Error| Failure::new(format!("cannot read {}: {e}", path.display()));
+    let limit = APP_COMPOSE_MAX as u64 + 1;
+    let mut bytes = Vec::new();
+    if path == Path::new("-") {
+        std::io::stdin().lock().take(limit).read_to_end(&mut bytes).map_err(cannot)?;
+        return Ok(Input { bytes, directory: String::new() });
+    }
+    let file = std::fs::File::open(path).map_err(cannot)?;
+    file.take(limit).read_to_end(&mut bytes).map_err(cannot)?;
+    let absolute = std::path::absolute(path).map_err(cannot)?;
+    let directory = absolute.parent().and_then(Path::file_name).unwrap_or_default();
+    Ok(Input { bytes, directory: directory.to_string_lossy().into_owned() })
+}
+
+fn read_text(path: &Option<PathBuf>) -> Result<Option<String>, Failure> {
+    let Some(path) = path else { return Ok(None) };
+    let text = String::from_utf8(read(path)?.bytes);
+    text.map(Some).map_err(|_| Failure::new(format!("{} is not UTF-8 text", path.display())))
+}
+
+/// Builds the document from what the user gave. `name` is the app's name, if one is given.
+///
+/// # Errors
+/// A wrong file or option, with what it needs.
+pub fn build(input: Option<&Input>, name: Option<&str>, options: &Document) -> Result<Built, Failure> {
+    check_secrets(options)?;
+    let bytes = match input {
+        Some(input) if is_document(&input.bytes) => {
+            refuse_changes(options)?;
+            input.bytes.clone()
+        }
+        _ => from_parts(input, name, options)?,
+    };
+    let parsed = AppCompose::parse(&bytes).map_err(|e| Failure::new(e.to_string()))?;
+    let unpinned = parsed.docker_compose_file.as_deref().map(unpinned).unwrap_or_default();
+    Ok(Built { bytes, parsed, unpinned })
+}
+
+/// Whether this is an `app-compose.json` already: a JSON object with a manifest version.
+fn is_document(bytes: &[u8]) -> bool {
+    let object: Result<serde_json::Map<String, serde_json::Value>, _> = serde_json::from_slice(bytes);
+    object.is_ok_and(|o| o.contains_key("manifest_version") || o.contains_key("docker_compose_file"))
+}
+
+/// The document in the order that decides its hash.
+#[derive(Serialize)]
+struct Ordered<'a> {
+    manifest_version: u32,
+    name: &'a str,
+    runner: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    docker_compose_file: Option<&'a str>,
+    docker_config: DockerConfig<'a>,
+    kms_enabled: bool,
+    tproxy_enabled: bool,
+    public_logs: bool,
+    public_sysinfo: bool,
+    key_provider: &'static str,
+    allowed_envs: [&'a str; 0],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bash_script: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pre_launch_script: Option<String>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    insecure_registries: &'a [String],
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    registry_mirrors: &'a [String],
+}
+
+/// `{}`: a login needs a secret, and secrets need a key service.
+#[derive(Serialize)]
+struct DockerConfig<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    registry: Option<&'a str>,
+}
+
+fn from_parts(input: Option<&Input>, name: Option<&str>, options: &Document) -> Result<Vec<u8>, Failure> {
+    let text = input.map(|i| std::str::from_utf8(&i.bytes)).transpose();
+    let text = text.map_err(|_| Failure::new("the compose file is not UTF-8 text"))?;
+    let derived = name.map(str::to_owned).or_else(|| derive_name(text, input)).ok_or_else(|| {
+        Failure::usage("the app has no name: give one with --name, or with `name:` in the compose file")
+    })?;
+    let script = read_text(&options.script)?;
+    match (options.runner, text, &script) {
+        (Runner::DockerCompose, None, _) => return Err(Failure::usage("give a docker-compose.yaml")),
+        (Runner::DockerCompose, _, Some(_)) => return Err(Failure::usage("--script needs --runner bash")),
+        (Runner::Bash, _, None) => return Err(Failure::usage("--runner bash needs --script")),
+        (Runner::Bash, Some(_), _) => {
+            return Err(Failure::usage("--runner bash takes no compose file, only --script"));
+        }
+        _ => {}
+    }
+    let document = Ordered {
+        manifest_version: 2,
+        name: &derived,
+        runner: if options.runner == Runner::Bash { "bash" } else { "docker-compose" },
+        docker_compose_file: text,
+        docker_config: DockerConfig { registry: None },
+        kms_enabled: false,
+        tproxy_enabled: false,
+        public_logs: !options.no_public_logs,
+        public_sysinfo: !options.no_public_sysinfo,
+        key_provider: "none",
+        allowed_envs: [],
+        bash_script: script,
+        pre_launch_script: read_text(&options.pre_launch_script)?,
+        insecure_registries: &options.registry_insecure,
+        registry_mirrors: &options.registry_mirror,
+    };
+    serde_json::to_vec(&document).map_err(|e| Failure::new(format!("cannot write app-compose.json: {e}")))
+}
+
+/// What this command reads of a compose file.
+#[derive(Deserialize)]
+struct ComposeFile {
+    name: Option<String>,
+    services: Option<std::collections::BTreeMap<String, Service>>,
+}
+
+#[derive(Deserialize)]
+struct Service {
+    image: Option<String>,
+}
+
+fn derive_name(text: Option<&str>, input: Option<&Input>) -> Option<String> {
+    let file: Option<ComposeFile> = text.and_then(|t| serde_saphyr::from_str(t).ok());
+    let name = file.and_then(|f| f.name).or_else(|| input.map(|i| i.directory.clone()))?;
+    let name = valid_name(&name);
+    (!name.is_empty()).then_some(name)
+}
+
+/// The nearest valid VM name: lower case, other characters as single dashes, cut to its limit; may be empty.
+#[must_use]
+pub fn valid_name(text: &str) -> String {
+    let mut name = String::new();
+    for c in text.chars().map(|c| c.to_ascii_lowercase()) {
+        match c {
+            'a'..='z' | '0'..='9' => name.push(c),
+            _ if name.is_empty() || name.ends_with('-') => {}
+            _ => name.push('-'),
+        }
+    }
+    name.truncate(VM_NAME_MAX);
+    name.trim_end_matches('-').to_owned()
+}
+
+fn unpinned(text: &str) -> Vec<String> {
+    let file: Option<ComposeFile> = serde_saphyr::from_str(text).ok();
+    let services = file.and_then(|f| f.services).unwrap_or_default();
+    let images = services.into_values().filter_map(|s| s.image);
+    images.filter(|image| !image.contains("@sha256:")).collect()
+}
+
+/// Checks the names of secrets, then refuses them: there is nobody yet to whom they could be encrypted.
+fn check_secrets(options: &Document) -> Result<(), Failure> {
+    let no_service = "there is no key service in this version, so only --key-provider none is possible";
+    if options.key_provider != KeyProvider::None {
+        return Err(Failure::new(no_service));
+    }
+    let file = read_text(&options.env_file)?.unwrap_or_default();
+    let lines = file.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));
+    for pair in options.env.iter().map(String::as_str).chain(lines) {
+        let (name, value) = pair.split_once('=').ok_or_else(|| {
+            Failure::usage(format!("{:?} is not NAME=VALUE", pair.chars().take(16).collect::<String>()))
+        })?;
+        env::check(name.trim_start_matches("export "), value).map_err(|e| Failure::usage(e.to_string()))?;
+    }
+    if !options.env.is_empty() || options.env_file.is_some() || options.docker_login.is_some() {
+        return Err(Failure::new(format!(
+            "secrets cannot be passed yet: {no_service}, and without a key service \
+             disk and keys are fresh at each boot, so there is no key to encrypt secrets for"
+        ))
+        .hint("put values that are not secret under `environment:` in the compose file"));
+    }
+    Ok(())
+}
+
+/// An `app-compose.json` is used byte for byte: options that would change it are a mistake.
+fn refuse_changes(options: &Document) -> Result<(), Failure> {
+    let given = [
+        ("--registry-insecure", !options.registry_insecure.is_empty()),
+        ("--registry-mirror", !options.registry_mirror.is_empty()),
+        ("--pre-launch-script", options.pre_launch_script.is_some()),
+        ("--runner", options.runner != Runner::DockerCompose),
+        ("--script", options.script.is_some()),
+        ("--public-logs", options.public_logs),
+        ("--no-public-logs", options.no_public_logs),
+        ("--public-sysinfo", options.public_sysinfo),
+        ("--no-public-sysinfo", options.no_public_sysinfo),
+    ];
+    match given.into_iter().find(|(_, set)| *set) {
+        None => Ok(()),
+        Some((option, _)) => Err(Failure::usage(format!(
+            "the file is an app-compose.json, which is used byte for byte: {option} cannot change it"
+        ))
+        .hint("edit the file, or give the docker-compose.yaml instead")),
+    }
+}
+
+#[cfg(test)]
+#[path = "compose_tests.rs"]
+mod tests;

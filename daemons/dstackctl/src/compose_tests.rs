@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+#![allow(clippy::unwrap_used)]
+use super::*;
+use crate::errors::Exit;
+use dstack_core::compose::hash;
+
+const FILE: &str = "services:\n  web:\n    image: nginx:1\n";
+
+fn input(text: &str) -> Input {
+    Input { bytes: text.as_bytes().to_vec(), directory: "My App_2".to_owned() }
+}
+
+fn file(text: &str) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    file
+}
+
+#[test]
+fn golden_bytes() {
+    let built = build(Some(&input(FILE)), Some("hello"), &Document::default()).unwrap();
+    let golden = concat!(
+        r#"{"manifest_version":2,"name":"hello","runner":"docker-compose","#,
+        r#""docker_compose_file":"services:\n  web:\n    image: nginx:1\n","docker_config":{},"#,
+        r#""kms_enabled":false,"tproxy_enabled":false,"public_logs":true,"public_sysinfo":true,"#,
+        r#""key_provider":"none","allowed_envs":[]}"#
+    );
+    assert_eq!(String::from_utf8(built.bytes.clone()).unwrap(), golden);
+    assert_eq!(built.unpinned, ["nginx:1"]);
+    assert_eq!(hash(&built.bytes).app_id(), hash(golden.as_bytes()).app_id());
+}
+
+#[test]
+fn golden_bytes_with_everything() {
+    let script = file("echo hi\n");
+    let options = Document {
+        registry_insecure: vec!["registry.test:5000".into()],
+        registry_mirror: vec!["https://mirror.test".into()],
+        pre_launch_script: Some(script.path().to_owned()),
+        runner: Runner::Bash,
+        script: Some(script.path().to_owned()),
+        no_public_logs: true,
+        no_public_sysinfo: true,
+        ..Document::default()
+    };
+    let built = build(None, Some("job"), &options).unwrap();
+    let golden = concat!(
+        r#"{"manifest_version":2,"name":"job","runner":"bash","docker_config":{},"kms_enabled":false,"#,
+        r#""tproxy_enabled":false,"public_logs":false,"public_sysinfo":false,"key_provider":"none","#,
+        r#""allowed_envs":[],"bash_script":"echo hi\n","pre_launch_script":"echo hi\n","#,
+        r#""insecure_registries":["registry.test:5000"],"registry_mirrors":["https://mirror.test"]}"#
+    );
+    assert_eq!(String::from_utf8(built.bytes).unwrap(), golden);
+}
+
+#[test]
+fn a_document_is_used_byte_for_byte() {
+    let text = "{ \"manifest_version\": 2, \"name\":\"x\", \"runner\":\"docker-compose\",\n\
+                \"docker_compose_file\":\"services: {a: {image: 'b@sha256:00'}}\", \"unknown\": 1 }\n";
+    let built = build(Some(&input(text)), None, &Document::default()).unwrap();
+    assert_eq!(built.bytes, text.as_bytes());
+    assert!(built.unpinned.is_empty());
+    let options = Document { no_public_logs: true, ..Document::default() };
+    let failure = build(Some(&input(text)), None, &options).unwrap_err();
+    assert!(failure.exit == Exit::Usage && failure.message.contains("--no-public-logs"), "{failure}");
+}
+
+#[test]
+fn names() {
+    for (text, name) in [
+        ("hello", "hello"),
+        ("My App_2", "my-app-2"),
+        ("--x--", "x"),
+        ("Ünï", "n"),
+        ("...", ""),
+        (&"ab-".repeat(20), "ab-ab-ab-ab-ab-ab-ab-ab-ab-ab"),
+    ] {
+        assert_eq!(valid_name(text), name, "{text}");
+    }
+    let name = |text: &str| build(Some(&input(text)), None, &Document::default()).unwrap().parsed.name;
+    assert_eq!(name(FILE), "my-app-2");
+    assert_eq!(name(&format!("name: Board\n{FILE}")), "board");
+    let unnamed = Input { directory: String::new(), ..input(FILE) };
+    assert_eq!(build(Some(&unnamed), None, &Document::default()).unwrap_err().exit, Exit::Usage);
+}
+
+#[test]
+fn wrong_input_is_named() {
+    for (text, part) in [
+        ("", "services"),
+        ("services: [", "YAML"),
+        ("a: b", "services"),
+        ("{\"manifest_version\": 7, \"name\": \"x\", \"runner\": \"bash\"}", "manifest_version"),
+    ] {
+        let failure = build(Some(&input(text)), Some("x"), &Document::default()).unwrap_err();
+        assert!(failure.message.contains(part), "{text}: {failure}");
+    }
+    let big = format!("services:\n  a:\n    image: {}\n", "x".repeat(APP_COMPOSE_MAX));
+    assert!(
+        build(Some(&input(&big)), Some("x"), &Document::default()).unwrap_err().message.contains("larger")
+    );
+}
+
+#[test]
+fn t24_secrets_are_refused_without_a_key_service() {
+    let options =
+        |env: &[&str]| Document { env: env.iter().map(|s| (*s).to_owned()).collect(), ..Document::default() };
+    let refused = |options: &Document| build(Some(&input(FILE)), Some("x"), options).unwrap_err();
+    let failure = refused(&options(&["A=1"]));
+    assert!(failure.message.contains("--key-provider"), "{failure}");
+    assert!(failure.message.contains("fresh at each boot"), "{failure}");
+    let kms = Document { key_provider: KeyProvider::Kms, ..Document::default() };
+    assert!(refused(&kms).message.contains("--key-provider none"));
+    let secrets = file("# comment\n\nexport A=1\nB=2\n");
+    let from_file = Document { env_file: Some(secrets.path().to_owned()), ..Document::default() };
+    assert!(refused(&from_file).message.contains("--key-provider"));
+}
+
+#[test]
+fn t10_reserved_environment_names_are_named_first() {
+    for (pair, part) in [("LD_PRELOAD=x", "reserved"), ("1A=x", "not allowed"), ("NOVALUE", "NAME=VALUE")] {
+        let options = Document { env: vec![pair.to_owned()], ..Document::default() };
+        let failure = build(Some(&input(FILE)), Some("x"), &options).unwrap_err();
+        assert!(failure.exit == Exit::Usage && failure.message.contains(part), "{pair}: {failure}");
+    }
+}

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What can go wrong, as an exit code, a sentence, and a hint.
+
+use dstack_service::api::teepod1;
+use std::fmt;
+use zbus::DBusError;
+
+/// Exit codes, as documented in dstackctl(1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Something failed.
+    Failed = 1,
+    /// The command line is wrong.
+    Usage = 2,
+    /// There is no such VM, image or container.
+    NotFound = 3,
+    /// The user may not do this.
+    Denied = 4,
+    /// It took too long.
+    Timeout = 5,
+    /// Ctrl-C.
+    Interrupted = 130,
+}
+
+/// Why a command did not succeed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The exit code.
+    pub exit: Exit,
+    /// One sentence.
+    pub message: String,
+    /// What to do next.
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    /// A failure with exit code 1.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self::with(Exit::Failed, message)
+    }
+
+    /// A wrong command line.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::with(Exit::Usage, message)
+    }
+
+    /// A failure with this exit code.
+    pub fn with(exit: Exit, message: impl Into<String>) -> Self {
+        Self { exit, message: message.into(), hint: None }
+    }
+
+    /// The same with a hint.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The failure of a D-Bus error name and message, as replies and jobs carry them.
+    #[must_use]
+    pub fn of_name(name: &str, message: &str) -> Self {
+        let message = if message.is_empty() { name } else { message };
+        let failure = Self::with(exit_of(name), message);
+        match hint_of(name) {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<zbus::Error> for Failure {
+    fn from(error: zbus::Error) -> Self {
+        match &error {
+            zbus::Error::MethodError(name, message, _) => {
+                Self::of_name(name.as_str(), message.as_deref().unwrap_or_default())
+            }
+            zbus::Error::InputOutput(io) => Self::new(format!("cannot reach the system bus: {io}"))
+                .hint("check that D-Bus runs: systemctl status dbus.socket"),
+            _ => Self::new(format!("D-Bus: {error}")),
+        }
+    }
+}
+
+impl From<teepod1::Error> for Failure {
+    fn from(error: teepod1::Error) -> Self {
+        match error {
+            teepod1::Error::Bus(error) => error.into(),
+            error => Self::of_name(error.name().as_str(), &error.to_string()),
+        }
+    }
+}
+
+fn exit_of(name: &str) -> Exit {
+    let last = name.rsplit('.').next().unwrap_or_default();
+    match last {
+        "NoSuchVm" | "NoSuchImage" | "UnknownObject" => Exit::NotFound,
+        "AccessDenied" | "InteractiveAuthorizationRequired" | "AuthFailed" => Exit::Denied,
+        "Timeout" | "TimedOut" | "NoReply" => Exit::Timeout,
+        _ => Exit::Failed,
+    }
+}
+
+/// Hints that only the command line can give: the daemon's own sentences say the rest.
+fn hint_of(name: &str) -> Option<&'static str> {
+    const TEEPOD: &str = "dstack-teepod does not run: systemctl start dstack-teepod.socket dstack-teepod.service \
+                          (if there is no such unit: apt install dstack-teepod)";
+    let last = name.rsplit('.').next().unwrap_or_default();
+    match last {
+        "ServiceUnknown" | "NameHasNoOwner" | "NoSuchUnit" | "UnitMasked" => Some(TEEPOD),
+        _ if name.starts_with("org.freedesktop.DBus.Error.Spawn.") => Some(TEEPOD),
+        "NoReply" | "Disconnected" => Some("see why: journalctl -u dstack-teepod -n 50"),
+        "NoSuchVm" => Some("list VMs: dstackctl vm list"),
+        "NoSuchImage" => {
+            Some("list images: dstackctl image list; install one: apt install dstack-guest-image")
+        }
+        "AccessDenied" | "AuthFailed" => {
+            Some("run it with sudo, or join the group: adduser $USER dstack-admin")
+        }
+        "InteractiveAuthorizationRequired" => {
+            Some("run it with sudo, in a terminal without --no-ask-password, or join the group dstack-admin")
+        }
+        "VmRunning" => Some("stop it first: dstackctl vm stop NAME"),
+        "VmNotRunning" => Some("start it: dstackctl vm start NAME"),
+        "VmExists" => Some("choose another with --name, or remove the old one: dstackctl vm remove NAME"),
+        "PortInUse" => Some("choose another host port with -p"),
+        "NoSpace" => Some("free some space, or choose a smaller --disk"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes() {
+        for (name, exit) in [
+            ("org.dstack.teepod1.NoSuchVm", Exit::NotFound),
+            ("org.dstack.teepod1.NoSuchImage", Exit::NotFound),
+            ("org.freedesktop.DBus.Error.AccessDenied", Exit::Denied),
+            ("org.freedesktop.DBus.Error.InteractiveAuthorizationRequired", Exit::Denied),
+            ("org.freedesktop.DBus.Error.NoReply", Exit::Timeout),
+            ("org.dstack.teepod1.BootFailed", Exit::Failed),
+            ("", Exit::Failed),
+        ] {
+            assert_eq!(Failure::of_name(name, "x").exit, exit, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_daemon_that_is_away_is_named() {
+        for name in
+            ["org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.Spawn.ChildExited"]
+        {
+            let hint = Failure::of_name(name, "").hint.unwrap_or_default();
+            assert!(hint.contains("systemctl start dstack-teepod.socket"), "{hint}");
+        }
+    }
+
+    #[test]
+    fn replies_of_the_daemon_keep_their_code() {
+        let error = teepod1::Error::NoSuchVm("no VM \"x\"".into());
+        assert_eq!(Failure::from(error).exit, Exit::NotFound);
+    }
+}

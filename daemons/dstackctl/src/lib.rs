@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The dstack command line: deploys apps, manages VMs and images, reads logs, checks the host.
+//!
+//! [`cli`] holds the arguments (man pages and completions are made from it), [`client`] speaks to teepod over D-Bus,
+//! [`jobs`] follows what it does, and each command has a module that turns arguments into calls and answers into text.
+
+pub mod agent;
+pub mod answer;
+pub mod cli;
+pub mod cli_deploy;
+pub mod client;
+pub mod compose;
+pub mod console;
+pub mod deploy;
+pub mod doctor;
+pub mod errors;
+pub mod events;
+pub mod image;
+pub mod jobs;
+pub mod journal;
+pub mod logs;
+pub mod output;
+pub mod progress;
+pub mod quantity;
+pub mod run;
+pub mod vm;
+
+pub use run::main;

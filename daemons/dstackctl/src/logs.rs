@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `logs`: what an app's containers say, from the guest's agent.
+
+use crate::cli::{Global, Logs, Range};
+use crate::client::Client;
+use crate::errors::{Exit, Failure};
+use crate::journal;
+use crate::output::{Ui, note};
+use crate::quantity::parse_time;
+use serde::{Deserialize, Serialize};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+
+/// Carries out `logs`.
+///
+/// # Errors
+/// When the guest does not answer, or the app keeps its logs.
+pub async fn run(args: &Logs, global: &Global, ui: &Ui) -> Result<(), Failure> {
+    let client = Client::open(global).await?;
+    if args.console {
+        return journal::run(&client, &args.name, &args.range, ui).await;
+    }
+    match &args.container {
+        None => list(&client, &args.name, ui).await,
+        Some(container) => show(&client, &args.name, container, &args.range, ui).await,
+    }
+}
+
+/// The answer of the guest API's `ListContainers`.
+#[derive(Deserialize)]
+struct Answer {
+    #[serde(default)]
+    containers: Vec<Container>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(default)]
+#[derive(Default)]
+struct Container {
+    id: String,
+    names: Vec<String>,
+    image: String,
+    state: String,
+    status: String,
+}
+
+async fn list(client: &Client, name: &str, ui: &Ui) -> Result<(), Failure> {
+    let json: String = client.change("CallGuest", &(name, "ListContainers")).await?;
+    let answer: Answer = serde_json::from_str(&json)
+        .map_err(|e| Failure::new(format!("the guest of {name} sent no list of containers: {e}")))?;
+    if ui.json {
+        return ui.json(&answer.containers);
+    }
+    if answer.containers.is_empty() {
+        note(&format!("{name} has no containers yet; see its boot: dstackctl vm logs {name}"));
+        return Ok(());
+    }
+    let rows = answer.containers.into_iter().map(|c| {
+        let names: Vec<&str> = c.names.iter().map(|n| n.trim_start_matches('/')).collect();
+        vec![safe(&names.join(",")), safe(&c.state), safe(&c.image), safe(&c.status)]
+    });
+    ui.text(&ui.table(&["CONTAINER", "STATE", "IMAGE", "STATUS"], rows.collect()))
+}
+
+/// The guest is not trusted with the terminal.
+fn safe(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+async fn show(client: &Client, name: &str, container: &str, range: &Range, ui: &Ui) -> Result<(), Failure> {
+    client.needs_local("logs")?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let query = query(range, ui.json, now).map_err(Failure::usage)?;
+    let fd: zbus::OwnedFd = client.change("OpenLogs", &(name, container, query)).await?;
+    let copied = copy(OwnedFd::from(fd), ui);
+    let any = tokio::select! {
+        result = copied => result.map_err(|e| Failure::new(format!("the log of {container} broke: {e}")))?,
+        _ = tokio::signal::ctrl_c(), if range.follow => true,
+    };
+    if any || range.is_narrow() {
+        return Ok(());
+    }
+    Err(Failure::with(Exit::NotFound, format!("nothing is logged by {container:?} in {name}"))
+        .hint(format!("list its containers: dstackctl logs {name}")))
+}
+
+impl Range {
+    /// Whether an empty log is no surprise.
+    fn is_narrow(&self) -> bool {
+        self.follow || self.since.is_some() || self.until.is_some() || self.tail.is_some()
+    }
+}
+
+/// The query of `/logs/<container>`, in the guest agent's words.
+fn query(range: &Range, json: bool, now: u64) -> Result<String, String> {
+    let mut parts = vec!["text=true".to_owned()];
+    if !json {
+        parts.push("bare=true".to_owned());
+    }
+    for (key, value) in [("since", &range.since), ("until", &range.until)] {
+        if let Some(text) = value {
+            parts.push(format!("{key}={}", parse_time(text, now)?));
+        }
+    }
+    if let Some(lines) = range.tail {
+        parts.push(format!("tail={lines}"));
+    }
+    if range.follow {
+        parts.push("follow=true".to_owned());
+    }
+    if range.timestamps {
+        parts.push("timestamps=true".to_owned());
+    }
+    Ok(parts.join("&"))
+}
+
+/// Copies the stream to standard output, byte for byte when that is no terminal; whether there was anything.
+async fn copy(fd: OwnedFd, ui: &Ui) -> std::io::Result<bool> {
+    let stream = StdUnixStream::from(fd);
+    stream.set_nonblocking(true)?;
+    let mut stream = UnixStream::from_std(stream)?;
+    let mut out = std::io::stdout();
+    let mut buffer = vec![0; 64 * 1024];
+    let mut any = false;
+    loop {
+        let length = stream.read(&mut buffer).await?;
+        let Some(bytes) = buffer.get_mut(..length).filter(|b| !b.is_empty()) else { return Ok(any) };
+        any = true;
+        if ui.width.is_some() {
+            bytes.iter_mut().filter(|b| steers(**b)).for_each(|b| *b = b'?');
+        }
+        let written =
+            std::io::Write::write_all(&mut out, bytes).and_then(|()| std::io::Write::flush(&mut out));
+        match written {
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(any),
+            other => other?,
+        }
+    }
+}
+
+/// A control byte that a terminal would obey; colours go with it, but so does the harm.
+const fn steers(byte: u8) -> bool {
+    byte.is_ascii_control() && !matches!(byte, b'\n' | b'\t' | b'\r')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries() {
+        let range = Range {
+            follow: true,
+            since: Some("10m".into()),
+            until: Some("2000".into()),
+            tail: Some(5),
+            timestamps: true,
+        };
+        let expected = "text=true&bare=true&since=400&until=2000&tail=5&follow=true&timestamps=true";
+        assert_eq!(query(&range, false, 1000), Ok(expected.to_owned()));
+        assert_eq!(query(&Range::default(), true, 0), Ok("text=true".to_owned()));
+        assert!(query(&Range { until: Some("x".into()), ..Range::default() }, true, 0).is_err());
+    }
+
+    #[test]
+    fn answers_of_older_and_newer_guests_are_read() {
+        let json = r#"{"containers":[{"id":"1","names":["/web"],"state":"running","new":1}]}"#;
+        let answer: Answer = serde_json::from_str(json).unwrap_or(Answer { containers: vec![] });
+        assert_eq!(answer.containers.first().map(|c| c.names.clone()), Some(vec!["/web".to_owned()]));
+    }
+
+    #[test]
+    fn the_terminal_is_not_steered() {
+        assert!(steers(0x1b) && steers(0) && !steers(b'\n') && !steers(0xc3));
+        assert_eq!(safe("a\u{1b}b"), "a\u{fffd}b");
+    }
+}

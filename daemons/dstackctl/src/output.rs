@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a command prints: text and tables that fit the terminal, or JSON.
+
+use crate::errors::Failure;
+use comfy_table::{ContentArrangement, Table, presets};
+use rustix::termios;
+use serde::Serialize;
+use std::io::{IsTerminal, Write};
+
+/// Where and how output goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Ui {
+    /// JSON instead of text.
+    pub json: bool,
+    /// Colours on standard output.
+    pub color: bool,
+    /// Columns of standard output; `None` when it is no terminal, so that nothing is cut.
+    pub width: Option<u16>,
+    /// Whether progress may be drawn on standard error.
+    pub animated: bool,
+}
+
+/// Colours by meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tone {
+    /// Fine.
+    Good,
+    /// Look at it.
+    Warning,
+    /// Broken.
+    Bad,
+    /// Less important.
+    Faint,
+    /// As it is.
+    Plain,
+}
+
+impl Ui {
+    /// As the terminal, `NO_COLOR` and `TERM` say.
+    #[must_use]
+    pub fn detect(json: bool) -> Self {
+        let (out, err) = (std::io::stdout(), std::io::stderr());
+        let set = |name: &str| std::env::var_os(name).is_some_and(|v| !v.is_empty());
+        let dumb = std::env::var_os("TERM").is_none_or(|t| t == "dumb");
+        let width = out.is_terminal().then(|| termios::tcgetwinsize(&out).ok().map(|s| s.ws_col)).flatten();
+        Self {
+            json,
+            color: out.is_terminal() && !set("NO_COLOR") && !dumb,
+            width: width.filter(|w| *w > 0),
+            animated: err.is_terminal() && !dumb && !json,
+        }
+    }
+
+    /// A text in the colour of its meaning.
+    #[must_use]
+    pub fn paint(&self, tone: Tone, text: &str) -> String {
+        let code = match tone {
+            _ if !self.color => return text.to_owned(),
+            Tone::Good => "32",
+            Tone::Warning => "33",
+            Tone::Bad => "31",
+            Tone::Faint => "2",
+            Tone::Plain => return text.to_owned(),
+        };
+        format!("\u{1b}[{code}m{text}\u{1b}[0m")
+    }
+
+    /// Prints to standard output.
+    ///
+    /// # Errors
+    /// When standard output cannot be written.
+    pub fn text(&self, text: &str) -> Result<(), Failure> {
+        write(text.as_bytes())
+    }
+
+    /// Prints a value as JSON on one line when nobody looks, indented on a terminal.
+    ///
+    /// # Errors
+    /// When standard output cannot be written.
+    pub fn json(&self, value: &impl Serialize) -> Result<(), Failure> {
+        let text = if self.width.is_some() {
+            serde_json::to_string_pretty(value)
+        } else {
+            serde_json::to_string(value)
+        };
+        let text = text.map_err(|e| Failure::new(format!("cannot write JSON: {e}")))?;
+        write(format!("{text}\n").as_bytes())
+    }
+
+    /// A table without lines, as wide as its content but not wider than the terminal.
+    #[must_use]
+    pub fn table(&self, head: &[&str], rows: Vec<Vec<String>>) -> String {
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING);
+        match self.width {
+            Some(width) => table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width),
+            None => table.set_content_arrangement(ContentArrangement::Disabled),
+        };
+        if !head.is_empty() {
+            table.set_header(head.to_vec());
+        }
+        table.add_rows(rows);
+        table.column_iter_mut().for_each(|column| {
+            column.set_padding((0, 2));
+        });
+        let trimmed = table.lines().map(|line| format!("{}\n", line.trim_end()));
+        trimmed.collect()
+    }
+}
+
+fn write(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        // A reader such as `head` has enough; there is nobody left to tell.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.map_err(|e| Failure::new(format!("cannot write to standard output: {e}"))),
+    }
+}
+
+/// Prints a note for people to standard error; not to be able to is no failure.
+pub fn note(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// Prints a failure to standard error.
+pub fn report(failure: &Failure) {
+    note(&format!("dstackctl: {}", failure.message));
+    if let Some(hint) = &failure.hint {
+        note(&format!("  hint: {hint}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ui(width: Option<u16>) -> Ui {
+        Ui { json: false, color: false, width, animated: false }
+    }
+
+    fn rows() -> Vec<Vec<String>> {
+        let row = |cells: [&str; 3]| cells.map(str::to_owned).to_vec();
+        vec![
+            row(["hello", "running", "3327603e03f5bd1f830812ca4a789277fc31f577"]),
+            row(["b", "booting", "pulling images, which may take a while over this network"]),
+        ]
+    }
+
+    #[test]
+    fn a_table_fits_its_terminal() {
+        for width in [40, 60, 80, 200] {
+            let text = ui(Some(width)).table(&["NAME", "STATE", "WHAT"], rows());
+            for line in text.lines() {
+                assert!(line.chars().count() <= usize::from(width), "{width}: {line:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_cut_without_a_terminal() {
+        let text = ui(None).table(&["NAME", "STATE", "WHAT"], rows());
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 3);
+        assert_eq!(lines.first(), Some(&"NAME   STATE    WHAT"));
+        assert_eq!(lines.get(1), Some(&"hello  running  3327603e03f5bd1f830812ca4a789277fc31f577"));
+    }
+
+    #[test]
+    fn colours_only_when_asked_for() {
+        assert_eq!(ui(None).paint(Tone::Bad, "x"), "x");
+        let colored = Ui { color: true, ..ui(None) };
+        assert_eq!(colored.paint(Tone::Bad, "x"), "\u{1b}[31mx\u{1b}[0m");
+        assert_eq!(colored.paint(Tone::Plain, "x"), "x");
+    }
+}
