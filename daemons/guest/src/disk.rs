@@ -66,7 +66,7 @@ fn mapper() -> PathBuf {
 }
 
 /// The passphrase is random, so stretching it adds nothing: 1000 rounds are the least that cryptsetup takes. One key
-/// slot needs 252 KiB.
+/// slot needs 252 KiB; below some multiple of it cryptsetup warns.
 fn format(header: &Path, passphrase: &str) -> Program {
     let options = [
         "luksFormat",
@@ -86,7 +86,7 @@ fn format(header: &Path, passphrase: &str) -> Program {
         "--luks2-metadata-size",
         "16k",
         "--luks2-keyslots-size",
-        "256k",
+        "1m",
         "--key-file",
         "-",
         "--header",

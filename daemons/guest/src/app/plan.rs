@@ -7,6 +7,9 @@ use crate::layout::Layout;
 use dstack_core::boot::{Failure, Stage};
 use dstack_core::compose::{AppCompose, DockerConfig, Runner};
 
+/// `docker compose` without docker's command line in front, which would ask every plugin for its name first.
+const COMPOSE: &str = "/usr/libexec/docker/cli-plugins/docker-compose";
+
 /// One step of starting an app.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
@@ -25,8 +28,8 @@ pub struct Step {
 pub enum Watch {
     /// Until it ends.
     ToEnd,
-    /// Until it ends, counting pulled images.
-    Pull,
+    /// Until it ends, telling from compose's output how far it is.
+    Up,
     /// It is the app: ready once it runs.
     Main,
 }
@@ -45,7 +48,7 @@ pub fn plan(compose: &AppCompose, env: &Env, layout: &Layout) -> Result<Vec<Step
         steps.push(step(Stage::PreLaunch, Failure::PreLaunchFailed, program, Watch::ToEnd));
     }
     match compose.runner {
-        Runner::DockerCompose => steps.extend(containers(layout)),
+        Runner::DockerCompose => steps.push(containers(layout)),
         Runner::Bash => {
             let program = bash(compose.bash_script.as_deref().unwrap_or_default(), env, layout);
             steps.push(step(Stage::Script, Failure::ScriptFailed, program, Watch::Main));
@@ -58,15 +61,11 @@ const fn step(stage: Stage, failure: Failure, program: Program, watch: Watch) ->
     Step { stage, failure, program, watch }
 }
 
-/// Pulling is a step of its own, so that a wrong image name is not reported as a broken app. What the pre-launch
-/// script has loaded is not asked for again.
-fn containers(layout: &Layout) -> [Step; 2] {
-    let pull = compose_program(layout, &["pull", "--policy", "missing", "--ignore-buildable"]);
+/// One call pulls what is missing (the pre-launch script may have loaded some) and starts all: each call of compose
+/// costs a second on a small VM. The stages of it, and what failed, are told from its output.
+fn containers(layout: &Layout) -> Step {
     let up = compose_program(layout, &["up", "--detach", "--remove-orphans"]);
-    [
-        step(Stage::Pull, Failure::PullFailed, pull, Watch::Pull),
-        step(Stage::App, Failure::ComposeFailed, up, Watch::ToEnd),
-    ]
+    step(Stage::App, Failure::ComposeFailed, up, Watch::Up)
 }
 
 /// How the containers end; `None` for an app without a compose file.
@@ -77,17 +76,12 @@ pub fn stop(compose: &AppCompose, layout: &Layout) -> Option<Program> {
 
 /// T10: the deployer's values reach the compose file by a file of their own, never compose's environment.
 fn compose_program(layout: &Layout, verb: &[&str]) -> Program {
-    let mut program = docker(&["compose", "--progress", "plain", "--file"], layout);
+    let mut program = Program::new(COMPOSE, &["--progress", "plain", "--file"]);
+    program.env = own_env(layout);
     program.args.push(arg(&layout.compose_file()));
     program.args.extend(["--project-directory".into(), arg(layout.project())]);
     program.args.extend(["--env-file".into(), arg(&layout.compose_env())]);
     program.args.extend(verb.iter().map(|a| (*a).to_owned()));
-    program
-}
-
-fn docker(args: &[&str], layout: &Layout) -> Program {
-    let mut program = Program::new("docker", args);
-    program.env = own_env(layout);
     program
 }
 
@@ -100,7 +94,8 @@ fn own_env(layout: &Layout) -> Vec<(String, String)> {
 fn login(config: &DockerConfig, env: &Env, layout: &Layout) -> Result<Step, Failure> {
     let token = env.get(&config.token_key).ok_or(Failure::LoginFailed)?;
     let user = format!("--username={}", config.username);
-    let mut program = docker(&["login", &user, "--password-stdin", "--"], layout).input(token);
+    let mut program = Program::new("docker", &["login", &user, "--password-stdin", "--"]).input(token);
+    program.env = own_env(layout);
     if !config.registry.is_empty() {
         program.args.push(config.registry.clone());
     }
@@ -139,12 +134,12 @@ mod tests {
         let env: Env = [("TOKEN".to_owned(), "s3cret".to_owned())].into();
         let login = serde_json::json!({"registry": "r.test", "username": "u", "token_key": "TOKEN"});
         for (extra, expected) in [
-            (serde_json::json!({}), &[Stage::Pull, Stage::App][..]),
-            (serde_json::json!({"pre_launch_script": ""}), &[Stage::Pull, Stage::App]),
+            (serde_json::json!({}), &[Stage::App][..]),
+            (serde_json::json!({"pre_launch_script": ""}), &[Stage::App]),
             (serde_json::json!({"runner": "bash", "bash_script": "sleep inf"}), &[Stage::Script]),
             (
                 serde_json::json!({"docker_config": login, "pre_launch_script": "true"}),
-                &[Stage::Login, Stage::PreLaunch, Stage::Pull, Stage::App],
+                &[Stage::Login, Stage::PreLaunch, Stage::App],
             ),
         ] {
             assert_eq!(stages(&app(&extra), &env), expected, "{extra}");
@@ -180,7 +175,7 @@ mod tests {
         for step in steps {
             let has = step.program.env.iter().any(|(k, _)| k == "HTTPS_PROXY");
             assert_eq!(has, step.program.name == "bash", "{step:?}");
-            assert_eq!(step.program.args.contains(&"--env-file".to_owned()), step.program.name == "docker");
+            assert_eq!(step.program.args.contains(&"--env-file".to_owned()), step.program.name == COMPOSE);
         }
     }
 }

@@ -2,7 +2,7 @@
 //! Runs the plan as the unit's main process.
 
 use crate::app::plan::{self, Step, Watch};
-use crate::app::progress::Pulls;
+use crate::app::progress::{Event, Up};
 use crate::app::supervise::{End, Running};
 use crate::command::Program;
 use crate::inputs::Env;
@@ -79,8 +79,7 @@ impl App {
     fn live(&self, env: &Env) -> Result<(), AppError> {
         let steps = plan::plan(&self.compose, env, &self.layout).map_err(AppError::Step)?;
         for step in &steps {
-            self.status.stage(step.stage);
-            notify(&[NotifyState::Status(step.stage.sentence())]);
+            self.stage(step.stage);
             if matches!(self.step(step)?, Next::Stop) {
                 return self.stop(step.stage);
             }
@@ -95,25 +94,41 @@ impl App {
 
     fn step(&self, step: &Step) -> Result<Next, AppError> {
         let failed = |_| AppError::Step(step.failure);
-        let running = Running::start(&step.program, step.watch == Watch::Pull).map_err(failed)?;
+        let running = Running::start(&step.program, step.watch == Watch::Up).map_err(failed)?;
         if step.watch == Watch::Main {
             self.ready();
         }
-        let mut pulls = Pulls::default();
-        let end = running.wait(&self.signals, &mut |line| {
-            println!("{line}");
-            if let Some((done, total)) = pulls.line(line) {
-                self.status.progress(done, total);
-            }
-        })?;
-        match end {
+        let mut up = Up::default();
+        match running.wait(&self.signals, &mut |line| self.output(&mut up, line))? {
             End::Stopped => Ok(Next::Stop),
             End::Exited(status) if status.success() => Ok(Next::Go),
             End::Exited(status) => {
                 println!("{} ended with {status}", step.program.name);
-                Err(AppError::Step(step.failure))
+                let failure = if step.watch == Watch::Up { up.failure() } else { step.failure };
+                Err(AppError::Step(failure))
             }
         }
+    }
+
+    /// One line of compose: to the journal, and what it means to the host.
+    fn output(&self, up: &mut Up, line: &str) {
+        let events = up.line(line);
+        if events != [Event::Layer] {
+            println!("{line}");
+        }
+        for event in events {
+            match event {
+                Event::Pull => self.stage(Stage::Pull),
+                Event::Pulled { done, total } => self.status.progress(done, total),
+                Event::Create => self.stage(Stage::App),
+                Event::Layer => {}
+            }
+        }
+    }
+
+    fn stage(&self, stage: Stage) {
+        self.status.stage(stage);
+        notify(&[NotifyState::Status(stage.sentence())]);
     }
 
     fn ready(&self) {
