@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # assemble.sh ROOT OUT: root.img (erofs with its verity tree behind it) and guest.efi (UKI) in OUT.
-# Runs inside the build tree, with this directory at /src. Environment: SOURCE_DATE_EPOCH, COMPRESS.
+# Runs inside the build tree, with this directory at /src. Environment: SOURCE_DATE_EPOCH, PROFILES, COMPRESS.
 set -euo pipefail
 root=$1 out=$2
 src=$(dirname "$(dirname "$(realpath "$0")")")
@@ -17,7 +17,7 @@ echo "assemble: erofs (${COMPRESS:=lz4})"
 vmlinuz=$(mktemp)
 mv "$root/usr/lib/modules/$kernel/vmlinuz" "$vmlinuz"
 rm -f "$out/root.img"
-mkfs.erofs --quiet -z"$COMPRESS" -C65536 -Efragments,dedupe,all-fragments -T"$SOURCE_DATE_EPOCH" -U"$uuid" "$out/root.img" "$root"
+mkfs.erofs --quiet $(test "$COMPRESS" = none || echo -z$COMPRESS -C65536) -T"$SOURCE_DATE_EPOCH" -U"$uuid" "$out/root.img" "$root"
 truncate -s %4096 "$out/root.img"
 size=$(stat -c %s "$out/root.img")
 
@@ -27,7 +27,8 @@ veritysetup format "$out/root.img" "$out/root.img" --hash-offset="$size" --data-
 
 echo "assemble: UKI"
 disk=/dev/disk/by-id/virtio-dstack-root
-cmdline="$(sed -e 's/#.*//' -e '/^$/d' "$src/cmdline" | paste -sd' ') roothash=$(cat "$out/root.hash") systemd.verity_root_data=$disk \
+lines() { for f in "$src/cmdline" ${PROFILES//,/ }; do [ ! -e "$f" ] && f=$src/mkosi.profiles/$f/cmdline; [ ! -e "$f" ] || sed -e 's/#.*//' -e '/^$/d' "$f"; done; }
+cmdline="$(lines | paste -sd' ') roothash=$(cat "$out/root.hash") systemd.verity_root_data=$disk \
 systemd.verity_root_hash=$disk systemd.verity_root_options=hash-offset=$size,panic-on-corruption"
 ukify build --linux="$vmlinuz" --initrd="$out/initrd" --cmdline="$cmdline" --uname="$kernel" \
     --os-release="@$root/usr/lib/os-release" --output="$out/guest.efi" >/dev/null

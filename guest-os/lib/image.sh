@@ -10,7 +10,8 @@ newest_kernel() {
 
 # The root tree in $work/out/root. Without a dstack-guest package it is a bare image that boots to Docker.
 build_root() {
-    local kernel profiles=$profile extra=()
+    local kernel extra=()
+    profiles=$profile
     work=$store/work-$profile
     mkdir -p "$work"/{out,cache,debs} "$store/packages"
     rm -f "$work"/debs/*
@@ -35,7 +36,7 @@ build_root() {
 assemble_image() {
     rm -rf "$work/img" && mkdir -p "$work/img"
     say "assembling initrd, erofs, verity tree and UKI"
-    in_tree /src/lib/assemble.sh /work/out/root /work/img || die "assembling failed"
+    in_tree env PROFILES="$profiles" /src/lib/assemble.sh /work/out/root /work/img || die "assembling failed"
     metadata "$work/img"
     rm -rf "$image" && mv "$work/img" "$image"
 }
