@@ -45,6 +45,11 @@ impl Agent {
         self.logs.open(name, query, self.container_names()).await
     }
 
+    /// Ends all following of logs, so that the daemon can stop.
+    pub fn stop(&self) {
+        self.logs.stop();
+    }
+
     /// Names of the containers that Docker has now; none when it cannot be asked.
     async fn container_names(&self) -> Vec<String> {
         let containers = self.docker.containers().await.unwrap_or_default();

@@ -94,6 +94,7 @@ async fn main_loop(
     lifecycle::ready(&status(&agent.app));
     wait_for_stop(&mut signals).await;
     lifecycle::stopping();
+    agent.stop();
     doors.close().await;
     Ok(())
 }

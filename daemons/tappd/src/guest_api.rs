@@ -45,7 +45,7 @@ pub struct GuestApi<P> {
 
 /// Everything that the `guest-api` socket serves.
 pub fn router<P: Power>(agent: Arc<Agent>, power: P) -> Router {
-    dstack_rpc::router("/api", Arc::new(GuestApi { agent, power }))
+    dstack_rpc::router("/api", Arc::new(GuestApi::new(agent, power)))
 }
 
 impl<P: Power> Service for GuestApi<P> {
@@ -71,6 +71,12 @@ impl<P: Power> Service for GuestApi<P> {
 }
 
 impl<P: Power> GuestApi<P> {
+    /// The API of this agent.
+    #[must_use]
+    pub const fn new(agent: Arc<Agent>, power: P) -> Self {
+        Self { agent, power }
+    }
+
     async fn containers(&self) -> Result<ListContainersResponse, RpcError> {
         let containers = self.agent.containers().await.map_err(|e| RpcError::failed(e.to_string()))?;
         Ok(ListContainersResponse { containers: containers.into_iter().map(for_host).collect() })

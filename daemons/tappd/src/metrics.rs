@@ -33,8 +33,7 @@ impl Process {
         let mut process = Self::parse(&text("/proc/self/stat"), &text("/proc/stat"));
         process.open_fds =
             fs::read_dir("/proc/self/fd").map_or(0, |d| u64::try_from(d.count()).unwrap_or_default());
-        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-        process.max_fds = limit.current.unwrap_or_default();
+        process.max_fds = max_fds(&text("/proc/self/limits"));
         process
     }
 
@@ -60,6 +59,12 @@ impl Process {
             ..Self::default()
         }
     }
+}
+
+/// The soft limit in `/proc/self/limits`; the unit's system call filter leaves no `prlimit`.
+fn max_fds(limits: &str) -> u64 {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    line.and_then(|l| l.split_whitespace().next()?.parse().ok()).unwrap_or_default()
 }
 
 #[allow(clippy::cast_precision_loss, reason = "seconds since 1970 and processor time fit into 53 bits")]
@@ -184,5 +189,6 @@ mod tests {
         assert!((process.start_seconds - 1_700_000_010.0).abs() < 1e-6);
         assert_eq!((process.virtual_bytes, process.resident_bytes), (4_096_000, 40_960));
         assert!(Process::collect().open_fds > 0);
+        assert_eq!(max_fds("Max processes  7 7 p\nMax open files   1024    4096   files\n"), 1024);
     }
 }

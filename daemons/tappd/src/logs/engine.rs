@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::LocalSet;
 
 /// Most logs read at a time.
@@ -51,6 +51,7 @@ enum Job {
 pub struct Logs {
     jobs: mpsc::Sender<Job>,
     slots: Arc<Semaphore>,
+    stop: watch::Sender<bool>,
 }
 
 impl Logs {
@@ -61,10 +62,16 @@ impl Logs {
     pub fn start(place: Place) -> io::Result<Self> {
         let (jobs, queue) = mpsc::channel(READERS_MAX);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (stop, stopped) = watch::channel(false);
         std::thread::Builder::new()
             .name("logs".into())
-            .spawn(move || LocalSet::new().block_on(&runtime, serve(place, queue)))?;
-        Ok(Self { jobs, slots: Arc::new(Semaphore::new(READERS_MAX)) })
+            .spawn(move || LocalSet::new().block_on(&runtime, serve(place, queue, stopped)))?;
+        Ok(Self { jobs, slots: Arc::new(Semaphore::new(READERS_MAX)), stop })
+    }
+
+    /// Ends all following, so that the daemon can stop.
+    pub fn stop(&self) {
+        self.stop.send_replace(true);
     }
 
     /// Opens a container's log. `others` are containers that may not have written yet.
@@ -103,7 +110,7 @@ impl Logs {
     }
 }
 
-async fn serve(place: Place, mut queue: mpsc::Receiver<Job>) {
+async fn serve(place: Place, mut queue: mpsc::Receiver<Job>, stopped: watch::Receiver<bool>) {
     let mut readers = tokio::task::JoinSet::new();
     loop {
         tokio::select! {
@@ -114,8 +121,9 @@ async fn serve(place: Place, mut queue: mpsc::Receiver<Job>) {
                 Some(Job::Names(reply)) => drop(reply.send(place.names())),
                 Some(Job::Read { target, query, out, slot }) => {
                     let place = place.clone();
+                    let client = Client { out, stopped: stopped.clone() };
                     readers.spawn_local(async move {
-                        read(&place, &target, query, out).await;
+                        read(&place, &target, query, client).await;
                         drop(slot);
                     });
                 }
@@ -125,15 +133,15 @@ async fn serve(place: Place, mut queue: mpsc::Receiver<Job>) {
 }
 
 /// Reads one log to its end; a failure becomes the last line.
-async fn read(place: &Place, target: &Target, query: Query, out: mpsc::Sender<Vec<u8>>) {
-    if let Err(error) = pump(place, target, query, &out).await {
+async fn read(place: &Place, target: &Target, query: Query, mut client: Client) {
+    if let Err(error) = pump(place, target, query, &mut client).await {
         let line = format::error(&LogError::Journal(error).to_string());
         // The client may be gone; nobody is left to tell.
-        let _ = send(&out, line).await;
+        let _ = client.send(line).await;
     }
 }
 
-async fn pump(place: &Place, target: &Target, query: Query, out: &mpsc::Sender<Vec<u8>>) -> io::Result<()> {
+async fn pump(place: &Place, target: &Target, query: Query, client: &mut Client) -> io::Result<()> {
     let follow = query.follow;
     let end = query.until.filter(|_| follow);
     let reader = JournalReader::open(place, target)?;
@@ -146,12 +154,12 @@ async fn pump(place: &Place, target: &Target, query: Query, out: &mpsc::Sender<V
         if last {
             cursor.finish(&mut chunk);
         }
-        if !chunk.is_empty() && !send(out, chunk).await || last {
+        if !chunk.is_empty() && !client.send(chunk).await || last {
             return Ok(());
         }
         match (&changes, filled) {
             (Some(changes), Filled::End) => {
-                if !wait(changes, end, out).await? {
+                if !client.wait(changes, end).await? {
                     return Ok(());
                 }
                 cursor.reader().acknowledge()?;
@@ -159,11 +167,6 @@ async fn pump(place: &Place, target: &Target, query: Query, out: &mpsc::Sender<V
             _ => tokio::task::yield_now().await,
         }
     }
-}
-
-/// Whether the client took it.
-async fn send(out: &mpsc::Sender<Vec<u8>>, chunk: Vec<u8>) -> bool {
-    matches!(tokio::time::timeout(STALL_MAX, out.send(chunk)).await, Ok(Ok(())))
 }
 
 #[allow(
@@ -174,21 +177,35 @@ fn changes(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(fd, tokio::io::Interest::READABLE)
 }
 
-/// Waits for a change; `false` when the client is gone or the time is over.
-async fn wait(changes: &AsyncFd<OwnedFd>, end: Option<u64>, out: &mpsc::Sender<Vec<u8>>) -> io::Result<bool> {
-    let over = async {
-        match end {
-            Some(end) => tokio::time::sleep(until(end)).await,
-            None => std::future::pending().await,
+/// The other end of a reading.
+struct Client {
+    out: mpsc::Sender<Vec<u8>>,
+    stopped: watch::Receiver<bool>,
+}
+
+impl Client {
+    /// Whether the client took it.
+    async fn send(&self, chunk: Vec<u8>) -> bool {
+        matches!(tokio::time::timeout(STALL_MAX, self.out.send(chunk)).await, Ok(Ok(())))
+    }
+
+    /// Waits for a change; `false` when the client is gone, the time is over, or the daemon stops.
+    async fn wait(&mut self, changes: &AsyncFd<OwnedFd>, end: Option<u64>) -> io::Result<bool> {
+        let over = async {
+            match end {
+                Some(end) => tokio::time::sleep(until(end)).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            ready = changes.readable() => {
+                ready?.clear_ready();
+                Ok(true)
+            }
+            () = self.out.closed() => Ok(false),
+            () = over => Ok(false),
+            _ = self.stopped.wait_for(|stop| *stop) => Ok(false),
         }
-    };
-    tokio::select! {
-        ready = changes.readable() => {
-            ready?.clear_ready();
-            Ok(true)
-        }
-        () = out.closed() => Ok(false),
-        () = over => Ok(false),
     }
 }
 

@@ -1,6 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Real journal files for tests, written by systemd-journal-remote from the journal's export format.
-#![allow(clippy::unwrap_used, dead_code, missing_docs, missing_debug_implementations, unreachable_pub)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    dead_code,
+    missing_docs,
+    missing_debug_implementations,
+    unreachable_pub
+)]
 
 use std::io::Write;
 use std::path::Path;
