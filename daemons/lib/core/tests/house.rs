@@ -13,6 +13,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("dstack-sys", &["dstack-core"]),
     ("dstack-service", &["dstack-core", "dstack-sys"]),
     ("dstack-rpc", &["dstack-core", "dstack-sys"]),
+    ("dstack-ra-tls", &["dstack-core"]),
 ];
 
 /// Programs that only tests or builds run; they may use anything.
