@@ -12,6 +12,7 @@
 //! - [`client_hello`], [`sni`]: where a TLS connection wants to go
 //! - [`home`]: the packets between teepod and a running dstack-vm
 //! - [`qemu`]: the command line of QEMU
+//! - [`qemu_probe`]: what a host can run
 
 pub mod boot;
 pub mod client_hello;
@@ -24,5 +25,6 @@ pub mod ids;
 pub mod image;
 pub mod limits;
 pub mod qemu;
+pub mod qemu_probe;
 pub mod sni;
 pub mod spec;
