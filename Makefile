@@ -40,13 +40,14 @@ UNITS = $(foreach t,service socket slice target timer mount,$(wildcard units/hos
 
 install: ## copy programs, units, policies, man pages into DESTDIR
 	@test -n "$(DESTDIR)" || { echo 'error: give DESTDIR=/some/where'; exit 1; }
-	install -m 755 -D -t $(DESTDIR)$(prefix)/libexec/dstack $(LIBEXEC:%=$(BIN)/%) debian/image/dstack-image-import
+	install -m 755 -D -t $(DESTDIR)$(prefix)/libexec/dstack $(LIBEXEC:%=$(BIN)/%) \
+		daemons/vm/dstack-vm-register debian/image/dstack-image-import
 	install -m 755 -D -t $(DESTDIR)$(prefix)/bin $(BIN)/dstackctl
 	$(PUT)$(prefix)/lib/dstack units/host/teepod.toml
 	$(PUT)$(prefix)/lib/systemd/system $(UNITS)
 	for d in $(wildcard units/*/*.d); do $(PUT)$(prefix)/lib/systemd/system/$${d##*/} $$d/*.conf || exit; done
 	$(PUT)$(prefix)/lib/systemd/system-preset units/host/90-dstack.preset
-	$(PUT)$(prefix)/lib/systemd/catalog units/host/dstack.catalog
+	$(PUT)$(prefix)/lib/systemd/catalog $(wildcard units/host/*.catalog)
 	install -m 644 -D units/guest/dstack.catalog $(DESTDIR)$(prefix)/lib/systemd/catalog/dstack-guest.catalog
 	for f in $(wildcard units/*/*.sysusers units/*/*.tmpfiles); do n=$${f##*/}; \
 		install -m 644 -D $$f $(DESTDIR)$(prefix)/lib/$${n##*.}.d/$${n%.*}.conf || exit; done
@@ -60,7 +61,7 @@ install: ## copy programs, units, policies, man pages into DESTDIR
 	for page in $(wildcard man/*.[1-8]); do $(PUT)$(prefix)/share/man/man$${page##*.} "$$page" || exit; done
 	$(BIN)/xtask man $(DESTDIR)$(prefix)/share/man
 	$(BIN)/xtask completions $(DESTDIR)$(prefix)/share
-	install -m 644 -D debian/needrestart.conf $(DESTDIR)/etc/needrestart/conf.d/dstack.conf
+	install -m 644 -D units/host/needrestart.conf $(DESTDIR)/etc/needrestart/conf.d/dstack.conf
 
 # The image contains the package dstack-guest, so its own package is made after both.
 .PHONY: image-deb
