@@ -47,7 +47,7 @@ install: ## copy programs, units, policies, man pages into DESTDIR
 	$(PUT)$(prefix)/lib/systemd/system $(UNITS)
 	for d in $(wildcard units/*/*.d); do $(PUT)$(prefix)/lib/systemd/system/$${d##*/} $$d/*.conf || exit; done
 	$(PUT)$(prefix)/lib/systemd/system-preset units/host/90-dstack.preset
-	$(PUT)$(prefix)/lib/systemd/catalog $(wildcard units/host/*.catalog)
+	$(PUT)$(prefix)/lib/systemd/catalog units/host/dstack.catalog
 	install -m 644 -D units/guest/dstack.catalog $(DESTDIR)$(prefix)/lib/systemd/catalog/dstack-guest.catalog
 	for f in $(wildcard units/*/*.sysusers units/*/*.tmpfiles); do n=$${f##*/}; \
 		install -m 644 -D $$f $(DESTDIR)$(prefix)/lib/$${n##*.}.d/$${n%.*}.conf || exit; done
