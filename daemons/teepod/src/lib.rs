@@ -6,11 +6,14 @@
 //! - [`vm`], [`leases`], [`settings`], [`launch`]: pure
 //! - [`store`], [`images`]: files
 
+pub mod bus;
+pub mod daemon;
 pub mod engine;
 pub mod host;
 pub mod images;
 pub mod launch;
 pub mod leases;
+pub mod rpc;
 pub mod settings;
 pub mod store;
 pub mod systemd;

@@ -100,14 +100,10 @@ pub struct Found {
 }
 
 impl Store {
-    /// Opens the store below teepod's state directory.
-    ///
-    /// # Errors
-    /// When the directory cannot be made.
-    pub fn open(state: &Path) -> Result<Self, StoreError> {
-        let root = state.join("vms");
-        DirBuilder::new().recursive(true).mode(0o700).create(&root).map_err(StoreError::at(&root))?;
-        Ok(Self { root })
+    /// The store below teepod's state directory; [`Store::load`] makes it.
+    #[must_use]
+    pub fn new(state: &Path) -> Self {
+        Self { root: state.join("vms") }
     }
 
     /// The directory of a VM.
@@ -119,10 +115,11 @@ impl Store {
     /// Reads all VMs and sweeps left-overs.
     ///
     /// # Errors
-    /// When the directory cannot be listed; a single unreadable VM is no error.
+    /// When the directory cannot be made or listed; a single unreadable VM is no error.
     pub fn load(&self) -> Result<Found, StoreError> {
         let mut found = Found::default();
         let at = || StoreError::at(&self.root);
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.root).map_err(at())?;
         for entry in fs::read_dir(&self.root).map_err(at())? {
             let entry = entry.map_err(at())?;
             let text = entry.file_name().to_string_lossy().into_owned();

@@ -31,7 +31,8 @@ fn files() -> Files {
 
 fn store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
+    let store = Store::new(dir.path());
+    store.load().unwrap();
     (dir, store)
 }
 
@@ -95,7 +96,7 @@ const STEPS: [Step; 5] = [Step::Directory, Step::Config, Step::Record, Step::Ren
 fn crash_child() {
     let Ok(argument) = std::env::var(CRASH) else { return };
     let (step, dir) = argument.split_once(' ').unwrap();
-    let store = Store::open(Path::new(dir)).unwrap();
+    let store = Store::new(Path::new(dir));
     let crash = |at: Step| {
         if format!("{at:?}") == step {
             std::process::abort();

@@ -43,6 +43,15 @@ pub struct Systemd {
 }
 
 impl Systemd {
+    /// A client that does not follow changes.
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    pub async fn deaf(connection: &Connection) -> zbus::Result<Self> {
+        let manager = ManagerProxy::builder(connection).cache_properties(CacheProperties::No).build().await?;
+        Ok(Self { connection: connection.clone(), manager })
+    }
+
     /// Connects, and follows the states of VMs' units into `changes`.
     ///
     /// # Errors
@@ -51,8 +60,7 @@ impl Systemd {
         connection: &Connection,
         changes: mpsc::UnboundedSender<(VmName, UnitState)>,
     ) -> zbus::Result<Self> {
-        let manager = ManagerProxy::builder(connection).cache_properties(CacheProperties::No).build().await?;
-        let this = Self { connection: connection.clone(), manager };
+        let this = Self::deaf(connection).await?;
         let rule = MatchRule::builder()
             .msg_type(zbus::message::Type::Signal)
             .sender("org.freedesktop.systemd1")

@@ -72,12 +72,8 @@ impl Engine {
         let old = vm.record().spec;
         let new = self.resized(&old, &ask)?;
         let only_autostart = VmSpec { autostart: new.autostart, ..old.clone() } == new;
-        if !only_autostart && !vm.state().is_down() {
-            let (name, state) = (&vm.name, vm.state());
-            return Err(Error::VmRunning(format!(
-                "VM {name} is {}; stop it first (`dstackctl vm stop {name}`)",
-                state.word()
-            )));
+        if !only_autostart {
+            self.check_down(vm)?;
         }
         if new.image != old.image {
             self.choose_image(Some(new.image.clone())).await?;

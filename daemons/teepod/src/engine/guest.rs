@@ -4,6 +4,7 @@
 use super::Engine;
 use super::home::Wanted;
 use super::vm::Vm;
+use dstack_core::ids::AppId;
 use dstack_core::limits::GUEST_API_PORT;
 use dstack_rpc::client;
 use dstack_service::api::teepod1::Error;
@@ -47,6 +48,17 @@ impl Engine {
     /// `VmNotRunning`, `GuestUnreachable`.
     pub async fn console(&self, vm: &Vm) -> Result<OwnedFd, Error> {
         self.open(vm, Wanted::Console).await
+    }
+
+    /// The public key to encrypt an app's environment for.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, or `NoKms`: this teepod asks no key service yet.
+    pub fn app_env_key(&self, app_id: &str) -> Result<Vec<u8>, Error> {
+        app_id.parse::<AppId>().map_err(super::errors::invalid)?;
+        Err(Error::NoKms(
+            "no key service is set up, so there is no key for secrets; deploy without them".to_owned(),
+        ))
     }
 
     async fn open(&self, vm: &Vm, wanted: Wanted) -> Result<OwnedFd, Error> {

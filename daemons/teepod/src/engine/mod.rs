@@ -103,12 +103,10 @@ impl std::fmt::Debug for Engine {
 
 impl Engine {
     /// An engine without VMs yet, see [`Engine::adopt`]; the receiver tells of changes.
-    ///
-    /// # Errors
-    /// When the state directory cannot be used.
-    pub fn new(parts: Parts) -> Result<(Self, mpsc::UnboundedReceiver<Event>), Error> {
+    #[must_use]
+    pub fn new(parts: Parts) -> (Self, mpsc::UnboundedReceiver<Event>) {
         let (events, receiver) = mpsc::unbounded_channel();
-        let store = Store::open(&parts.state)?;
+        let store = Store::new(&parts.state);
         let images = Images::new(&parts.settings.image_path);
         let inner = Inner {
             settings: parts.settings,
@@ -121,7 +119,7 @@ impl Engine {
             ground: watch::Sender::new(None),
             events,
         };
-        Ok((Self { inner: Arc::new(inner) }, receiver))
+        (Self { inner: Arc::new(inner) }, receiver)
     }
 
     /// The settings in force.

@@ -40,6 +40,15 @@ impl Engine {
 
     async fn begin(&self, vm: &Vm, restart: bool) -> Result<Pending, Error> {
         let _busy = vm.busy.lock().await;
+        let begun = self.enqueue(vm, restart).await;
+        // Begun or refused, the promise of a start is kept: whoever asked is told.
+        if vm.record().start_pending {
+            self.update(vm, |r| r.start_pending = false).await?;
+        }
+        begun
+    }
+
+    async fn enqueue(&self, vm: &Vm, restart: bool) -> Result<Pending, Error> {
         let asked = AskedGuard::new(self, vm, Asked::Start);
         self.prepare(vm).await?;
         let unit = vm.name.unit();
@@ -50,9 +59,6 @@ impl Engine {
             false => self.inner.units.start(&unit).await?,
         };
         asked.keep();
-        if vm.record().start_pending {
-            self.update(vm, |r| r.start_pending = false).await?;
-        }
         Ok(pending)
     }
 
@@ -92,7 +98,7 @@ impl Engine {
                 if files != old {
                     store.save_config(&written.spec.name, &files)?;
                 }
-                let disk = store.config_path(&written.spec.name);
+                let disk = dstack_core::spec::CONFIG_DISK.into();
                 store.save_launch(&launch(&written, &engine.inner.settings, &ground, &image, disk))?;
                 Ok::<Record, Error>(written)
             })
@@ -187,19 +193,25 @@ impl Engine {
     pub async fn remove(&self, vm: &Arc<Vm>, context: &Context) -> Ended {
         let _busy = vm.busy.lock().await;
         self.refresh(vm).await?;
-        if !vm.state().is_down() {
-            let name = &vm.name;
-            return Err(Error::VmRunning(format!(
-                "VM {name} is {}; stop it first (`dstackctl vm stop {name}`)",
-                vm.state().word()
-            ))
-            .into());
-        }
+        self.check_down(vm)?;
         context.stage("removing disk and state", -1.0);
         // From here on a killed teepod finishes the removal at its next start.
         self.update(vm, |r| (r.removing, r.start_pending) = (true, false)).await?;
         self.finish_removal(vm).await?;
         Ok(())
+    }
+
+    /// Passes when nothing of a VM runs.
+    ///
+    /// # Errors
+    /// `VmRunning`.
+    pub fn check_down(&self, vm: &Vm) -> Result<(), Error> {
+        let (name, state) = (&vm.name, vm.state());
+        if state.is_down() {
+            return Ok(());
+        }
+        let word = state.word();
+        Err(Error::VmRunning(format!("VM {name} is {word}; stop it first (`dstackctl vm stop {name}`)")))
     }
 
     /// Removes the VM's own state by its unit, then teepod's.

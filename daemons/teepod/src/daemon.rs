@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+//! From start to stop: configuration, sockets, adoption, objects, name, readiness, and the loop.
+
+use crate::bus::api::Api;
+use crate::bus::export;
+use crate::bus::manager::Manager;
+use crate::engine::{Engine, Event, Parts, ground};
+use crate::host::ThisHost;
+use crate::rpc;
+use crate::settings::{Input, Settings};
+use crate::systemd::Systemd;
+use crate::vm::UnitState;
+use dstack_core::ids::VmName;
+use dstack_service::api::teepod1::{NAME as BUS_NAME, PATH};
+use dstack_service::lifecycle::{self, Asked, Signals, Watchdog};
+use dstack_service::logging::LevelHandle;
+use dstack_service::sockets::Sockets;
+use dstack_service::{bus, config};
+use std::error::Error;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::{mpsc, watch};
+use zbus::Connection;
+
+/// Name of the program and its journal identifier.
+pub const NAME: &str = "dstack-teepod";
+/// Worker threads: the work is waiting.
+const WORKERS: usize = 2;
+/// Threads for file work, which is short.
+const BLOCKING: usize = 4;
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// What keeps it from starting, or the loss of the bus.
+pub fn run(level: LevelHandle) -> Outcome<()> {
+    let settings = Settings::from_input(config::load::<Input>(&config::Directories::default(), "teepod")?)?;
+    let mut sockets = Sockets::take()?;
+    let (homes, http) = (sockets.named("vm"), sockets.named("http"));
+    let state = state_directory()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .max_blocking_threads(BLOCKING)
+        .enable_all()
+        .build()?;
+    runtime.block_on(serve(settings, state, homes, http, level))
+}
+
+/// `$STATE_DIRECTORY` as systemd sets it.
+fn state_directory() -> Outcome<PathBuf> {
+    let missing = "STATE_DIRECTORY is not set; start the daemon by `systemctl start dstack-teepod`";
+    Ok(std::env::var_os("STATE_DIRECTORY").map(PathBuf::from).ok_or(missing)?)
+}
+
+async fn serve(
+    settings: Settings,
+    state: PathBuf,
+    homes: Vec<OwnedFd>,
+    http: Vec<OwnedFd>,
+    level: LevelHandle,
+) -> Outcome<()> {
+    let signals = Signals::new()?;
+    let connection = bus::connect(NAME, level).await?;
+    let (sender, changes) = mpsc::unbounded_channel();
+    let units = Arc::new(Systemd::new(&connection, sender).await?);
+    let (engine, events) = Engine::new(Parts { settings, state, units, host: Arc::new(ThisHost) });
+    let unfinished = engine.adopt().await?;
+    export_all(&connection, &engine, events).await?;
+    bus::request_name(&connection, BUS_NAME).await?;
+    listen(&engine, homes);
+    let (stop, stopped) = watch::channel(false);
+    let served = rpc::listen(&engine, http, stopped)?;
+    lifecycle::ready(&status(&engine));
+    let prober = engine.clone();
+    tokio::spawn(async move { prober.probe(&ground::program()).await });
+    engine.finish(unfinished);
+    let result = watch_over(&engine, &connection, changes, signals).await;
+    lifecycle::stopping();
+    stop.send_replace(true);
+    served.wait().await;
+    // The bus gets what was said last.
+    connection.graceful_shutdown().await;
+    result
+}
+
+/// Objects first, the name last: whoever finds the name finds everything.
+async fn export_all(connection: &Connection, engine: &Engine, events: mpsc::UnboundedReceiver<Event>) -> Outcome<()> {
+    let api = Arc::new(Api::new(engine.clone(), connection));
+    let server = connection.object_server();
+    for vm in engine.vms() {
+        api.exporter.add(&api, &vm).await?;
+    }
+    server.at(PATH, Manager::new(Arc::clone(&api))).await?;
+    server.at(PATH, zbus::fdo::ObjectManager).await?;
+    tokio::spawn(export::follow(api, events));
+    Ok(())
+}
+
+fn listen(engine: &Engine, homes: Vec<OwnedFd>) {
+    if homes.is_empty() {
+        tracing::warn!("no socket named \"vm\" was passed; VMs cannot report what they do");
+    }
+    for listener in homes {
+        let engine = engine.clone();
+        tokio::spawn(async move {
+            if let Err(error) = engine.serve_homes(listener).await {
+                tracing::error!("the VM socket cannot be served: {error}");
+            }
+        });
+    }
+}
+
+/// The engine's own loop, which also feeds the watchdog.
+async fn watch_over(
+    engine: &Engine,
+    connection: &Connection,
+    mut changes: mpsc::UnboundedReceiver<(VmName, UnitState)>,
+    mut signals: Signals,
+) -> Outcome<()> {
+    let mut watchdog = Watchdog::from_env();
+    let mut said = String::new();
+    loop {
+        tokio::select! {
+            change = changes.recv() => match change {
+                Some((vm, state)) => engine.unit_changed(&vm, state),
+                None => return Err("the bus was lost; systemd starts teepod again".into()),
+            },
+            asked = signals.next() => match asked {
+                Asked::Stop => return Ok(()),
+                Asked::Reload => tracing::info!("settings are read at a start; VMs outlive `systemctl restart {NAME}`"),
+            },
+            () = watchdog.tick() => {
+                // A lock that is never given back is noticed here.
+                drop(engine.vms());
+                if connection.is_bus() {
+                    lifecycle::alive();
+                }
+            }
+        }
+        let now = status(engine);
+        if now != said {
+            lifecycle::status(&now);
+            said = now;
+        }
+    }
+}
+
+/// What `systemctl status` shows.
+fn status(engine: &Engine) -> String {
+    let vms = engine.vms();
+    let running = vms.iter().filter(|vm| !vm.state().is_down()).count();
+    let unreadable = engine.unreadable().len();
+    let platform = engine.ground_now().map_or_else(|| "finding out the platform".to_owned(), |g| g.platform.to_string());
+    let trouble = if unreadable > 0 { format!(", {unreadable} with unreadable state (see the log)") } else { String::new() };
+    format!("{running} of {} VMs running, {platform}{trouble}", vms.len())
+}
