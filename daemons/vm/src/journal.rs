@@ -5,13 +5,13 @@ use std::io::{self, Write};
 use std::os::unix::net::UnixDatagram;
 
 /// `MESSAGE_ID=` of a guest that is ready.
-pub const READY: &str = "2d0a9c1d5a2f4f0d9a3c6a1e4c1c7b01";
+pub const READY: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e01";
 /// `MESSAGE_ID=` of a boot that failed in the guest.
-pub const BOOT_FAILED: &str = "2d0a9c1d5a2f4f0d9a3c6a1e4c1c7b02";
+pub const BOOT_FAILED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e02";
 /// `MESSAGE_ID=` of a guest that was ended because it did not get ready in time.
-pub const BOOT_TIMEOUT: &str = "2d0a9c1d5a2f4f0d9a3c6a1e4c1c7b03";
+pub const BOOT_TIMEOUT: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e02";
 /// `MESSAGE_ID=` of a VM that ended by a failure: panic, crash, or a host that cannot run it.
-pub const VM_FAILED: &str = "2d0a9c1d5a2f4f0d9a3c6a1e4c1c7b04";
+pub const VM_FAILED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e04";
 
 const SOCKET: &str = "/run/systemd/journal/socket";
 

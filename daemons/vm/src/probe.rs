@@ -2,7 +2,7 @@
 //! Finds out what this host can run by running something: `/dev/kvm` may exist and yet not run a kernel.
 
 use dstack_core::qemu;
-use dstack_core::qemu_probe::{Finding, Report};
+use dstack_core::qemu_probe::Report;
 use dstack_sys::child;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -63,6 +63,9 @@ const CODE: [u8; 206] = [
     0x1f, 0x00, 0xa8, 0xf0, 0x0f, 0x00,
 ];
 
+/// Whether something works; if not, why and what to do.
+type Finding = Result<(), String>;
+
 /// `dstack-vm probe`: prints a [`Report`]; exit status 0 when any accelerator works.
 pub fn main(args: &[&str]) -> ExitCode {
     let (mut qemu, mut accels) = (QEMU, vec!["kvm", "tcg"]);
@@ -91,15 +94,17 @@ pub fn main(args: &[&str]) -> ExitCode {
 pub fn probe(qemu: &Path, accels: &[&str]) -> Report {
     let version = version(qemu);
     let try_accel = |accel: &str| match &version {
-        _ if !accels.contains(&accel) => Finding::no("not tried"),
-        Err(e) => Finding::no(e.clone()),
+        _ if !accels.contains(&accel) => Err("not tried".to_owned()),
+        Err(e) => Err(e.clone()),
         Ok(_) if accel == "kvm" => kvm(qemu),
         Ok(_) => run(qemu, accel, "max"),
     };
     let (kvm, tcg) = (try_accel("kvm"), try_accel("tcg"));
     let tdx = tdx(&kvm, version.as_ref().ok().copied());
     let qemu = version.map(|(major, minor)| format!("{major}.{minor}")).unwrap_or_default();
-    Report { qemu, kvm, tcg, tdx, vhost_vsock: openable("/dev/vhost-vsock", "modprobe vhost_vsock") }
+    let vsock = openable("/dev/vhost-vsock", "modprobe vhost_vsock");
+    let report = Report { qemu, ..Report::default() };
+    report.with("tdx", tdx).with("kvm", kvm).with("tcg", tcg).with("vhost_vsock", vsock)
 }
 
 fn version(qemu: &Path) -> Result<(u32, u32), String> {
@@ -114,36 +119,32 @@ fn version(qemu: &Path) -> Result<(u32, u32), String> {
 fn kvm(qemu: &Path) -> Finding {
     let device =
         openable("/dev/kvm", "modprobe kvm_intel or kvm_amd, and enable virtualization in the firmware");
-    if device.works { run(qemu, "kvm", "host") } else { device }
+    device.and_then(|()| run(qemu, "kvm", "host"))
 }
 
 fn openable(path: &str, remedy: &str) -> Finding {
     match OpenOptions::new().read(true).write(true).open(path) {
-        Ok(_) => Finding::yes(),
-        Err(e) => Finding::no(format!("{path}: {e}; {remedy}")),
+        Ok(_) => Ok(()),
+        Err(e) => Err(format!("{path}: {e}; {remedy}")),
     }
 }
 
 fn tdx(kvm: &Finding, version: Option<(u32, u32)>) -> Finding {
     let parameter = std::fs::read_to_string("/sys/module/kvm_intel/parameters/tdx").unwrap_or_default();
+    let kernel = "the kernel has TDX off; use Linux 6.16 or later with kvm_intel.tdx=1, and enable TDX in the firmware";
     match version {
-        _ if !kvm.works => Finding::no("KVM does not work"),
-        _ if parameter.trim() != "Y" => Finding::no(
-            "the kernel has TDX off; use Linux 6.16 or later with kvm_intel.tdx=1, and enable TDX in the firmware",
-        ),
+        _ if kvm.is_err() => Err("KVM does not work".to_owned()),
+        _ if parameter.trim() != "Y" => Err(kernel.to_owned()),
         Some(version) if version < TDX_QEMU => {
-            Finding::no("QEMU is older than 10.1; install it from backports")
+            Err("QEMU is older than 10.1; install it from backports".to_owned())
         }
-        _ => Finding::yes(),
+        _ => Ok(()),
     }
 }
 
 /// Runs the tiny guest.
 fn run(qemu: &Path, accel: &str, cpu: &str) -> Finding {
-    match try_run(qemu, accel, cpu) {
-        Ok(finding) => finding,
-        Err(e) => Finding::no(format!("{}: {e}", qemu.display())),
-    }
+    try_run(qemu, accel, cpu).unwrap_or_else(|e| Err(format!("{}: {e}", qemu.display())))
 }
 
 fn try_run(qemu: &Path, accel: &str, cpu: &str) -> io::Result<Finding> {
@@ -158,9 +159,9 @@ fn try_run(qemu: &Path, accel: &str, cpu: &str) -> io::Result<Finding> {
     let words = last_words(&mut child)?;
     let status = child.wait()?;
     Ok(match (status.code(), words) {
-        (Some(PROOF), _) => Finding::yes(),
-        (_, Some(words)) => Finding::no(format!("{accel} does not run guest code: {words}")),
-        (_, None) => Finding::no(format!("{accel} does not run guest code: no answer from a tiny guest")),
+        (Some(PROOF), _) => Ok(()),
+        (_, Some(words)) => Err(format!("{accel} does not run guest code: {words}")),
+        (_, None) => Err(format!("{accel} does not run guest code: no answer from a tiny guest")),
     })
 }
 
@@ -197,7 +198,7 @@ fn last_words(child: &mut Child) -> io::Result<Option<String>> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
@@ -225,13 +226,13 @@ mod tests {
         ];
         for (script, works, words) in cases {
             let report = probe(&fake(dir.path(), script), &["tcg"]);
-            assert_eq!(report.tcg.works, works, "{script}");
-            assert!(report.tcg.reason.ends_with(words), "{}", report.tcg.reason);
-            assert_eq!((report.kvm.reason.as_str(), report.tdx.works), ("not tried", false));
+            assert_eq!(report.tcg, works, "{script}");
+            assert!(report.reasons.get("tcg").is_none_or(|r| r.ends_with(words)), "{report:?}");
+            assert_eq!((report.reasons["kvm"].as_str(), report.tdx), ("not tried", false));
             assert_eq!(report.qemu, "10.0");
         }
         let report = probe(Path::new("/nonexistent"), &["kvm", "tcg"]);
-        assert!(!report.tcg.works && report.tcg.reason.contains("install qemu-system-x86"));
+        assert!(!report.tcg && report.reason.contains("install qemu-system-x86"), "{report:?}");
     }
 
     #[test]

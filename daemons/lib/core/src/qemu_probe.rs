@@ -3,54 +3,54 @@
 
 use crate::spec::{Platform, Vsock};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
-/// Whether something works, and if not, why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Finding {
-    /// It works.
-    pub works: bool,
-    /// One sentence with the remedy; empty when it works.
-    #[serde(default)]
+/// The output of `dstack-vm probe`, one JSON object.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Report {
+    /// QEMU's version, e.g. `10.0`; empty when QEMU does not run.
+    pub qemu: String,
+    /// QEMU runs guest code with KVM.
+    pub kvm: bool,
+    /// QEMU runs guest code without KVM.
+    pub tcg: bool,
+    /// KVM can run TDX guests.
+    pub tdx: bool,
+    /// The kernel serves vsock for guests; else a user-space process does.
+    pub vhost_vsock: bool,
+    /// For each of the above that is false, one sentence with the remedy.
+    pub reasons: BTreeMap<String, String>,
+    /// All of them in one line.
     pub reason: String,
 }
 
-impl Finding {
-    /// It works.
-    #[must_use]
-    pub const fn yes() -> Self {
-        Self { works: true, reason: String::new() }
-    }
-
-    /// It does not work.
-    pub fn no(reason: impl Into<String>) -> Self {
-        Self { works: false, reason: reason.into() }
-    }
-}
-
-/// The output of `dstack-vm probe`, one JSON object.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Report {
-    /// QEMU's version, e.g. `10.0`; empty when QEMU does not run.
-    #[serde(default)]
-    pub qemu: String,
-    /// QEMU runs guest code with KVM.
-    pub kvm: Finding,
-    /// QEMU runs guest code without KVM.
-    pub tcg: Finding,
-    /// KVM can run TDX guests.
-    pub tdx: Finding,
-    /// The kernel serves vsock for guests; else a user-space process does.
-    pub vhost_vsock: Finding,
-}
-
 impl Report {
+    /// Notes a finding; an error is its reason.
+    #[must_use]
+    pub fn with(mut self, what: &str, finding: Result<(), String>) -> Self {
+        let works = finding.is_ok();
+        match what {
+            "kvm" => self.kvm = works,
+            "tcg" => self.tcg = works,
+            "tdx" => self.tdx = works,
+            _ => self.vhost_vsock = works,
+        }
+        if let Err(reason) = finding {
+            let separator = if self.reason.is_empty() { "" } else { "; " };
+            self.reason.push_str(&format!("{separator}no {what}: {reason}"));
+            self.reasons.insert(what.to_owned(), reason);
+        }
+        self
+    }
+
     /// The best platform that works.
     #[must_use]
     pub const fn platform(&self) -> Option<Platform> {
         match self {
-            Self { tdx: Finding { works: true, .. }, .. } => Some(Platform::Tdx),
-            Self { kvm: Finding { works: true, .. }, .. } => Some(Platform::Kvm),
-            Self { tcg: Finding { works: true, .. }, .. } => Some(Platform::Tcg),
+            Self { tdx: true, .. } => Some(Platform::Tdx),
+            Self { kvm: true, .. } => Some(Platform::Kvm),
+            Self { tcg: true, .. } => Some(Platform::Tcg),
             _ => None,
         }
     }
@@ -58,7 +58,7 @@ impl Report {
     /// The way to speak with guests.
     #[must_use]
     pub const fn vsock(&self) -> Vsock {
-        if self.vhost_vsock.works { Vsock::Kernel } else { Vsock::User }
+        if self.vhost_vsock { Vsock::Kernel } else { Vsock::User }
     }
 }
 
@@ -68,15 +68,13 @@ mod tests {
 
     #[test]
     fn the_best_that_works() {
-        let no = || Finding::no("x");
-        let mut report = Report { qemu: "10.0".into(), kvm: no(), tcg: no(), tdx: no(), vhost_vsock: no() };
+        let mut report = Report::default().with("kvm", Err("a".into())).with("tdx", Err("b".into()));
         assert_eq!((report.platform(), report.vsock()), (None, Vsock::User));
-        report.tcg = Finding::yes();
-        assert_eq!(report.platform(), Some(Platform::Tcg));
-        report.kvm = Finding::yes();
-        assert_eq!(report.platform(), Some(Platform::Kvm));
-        report.tdx = Finding::yes();
-        report.vhost_vsock = Finding::yes();
-        assert_eq!((report.platform(), report.vsock()), (Some(Platform::Tdx), Vsock::Kernel));
+        assert_eq!(report.reason, "no kvm: a; no tdx: b");
+        for (what, platform) in [("tcg", Platform::Tcg), ("kvm", Platform::Kvm), ("tdx", Platform::Tdx)] {
+            report = report.with(what, Ok(()));
+            assert_eq!(report.platform(), Some(platform));
+        }
+        assert_eq!(report.with("vhost_vsock", Ok(())).vsock(), Vsock::Kernel);
     }
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 use super::*;
 use crate::ids::ComposeHash;
-use crate::spec::{LAUNCH_VERSION, VmSpec, mr_config_id};
+use crate::spec::{CONFIG_DISK, LAUNCH_VERSION, VmSpec, mr_config_id};
 
 fn launch(platform: Platform) -> LaunchSpec {
     let hash = ComposeHash::of(b"{}");
@@ -32,7 +32,7 @@ fn launch(platform: Platform) -> LaunchSpec {
         root: "root.img".into(),
         verity: Some("root.verity".into()),
         firmware: "/usr/share/ovmf/OVMF.fd".into(),
-        config_disk: "/tmp/dstack-config.tar".into(),
+        config_disk: CONFIG_DISK.into(),
         mr_config_id: mr_config_id(&hash),
         qgs_port: (platform == Platform::Tdx).then_some(4050),
         progress_timeout: 180,

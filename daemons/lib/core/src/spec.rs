@@ -210,6 +210,10 @@ pub enum Network {
     },
 }
 
+/// Where `dstack-vm@.service` shows a VM its config disk: a read-only bind of the file in teepod's own directory, which
+/// the VM's user cannot enter.
+pub const CONFIG_DISK: &str = "/tmp/dstack-config.tar";
+
 /// Version of [`LaunchSpec`] that this build writes.
 pub const LAUNCH_VERSION: u32 = 1;
 
@@ -243,7 +247,7 @@ pub struct LaunchSpec {
     pub verity: Option<String>,
     /// Firmware, an absolute path.
     pub firmware: PathBuf,
-    /// The config disk, an absolute path that the unit binds read-only.
+    /// The config disk, an absolute path as the VM's unit sees it: [`CONFIG_DISK`].
     pub config_disk: PathBuf,
     /// MRCONFIGID, 96 hex digits; used with [`Platform::Tdx`].
     pub mr_config_id: String,
