@@ -13,6 +13,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("dstack-sys", &["dstack-core"]),
     ("dstack-service", &["dstack-core", "dstack-sys"]),
     ("dstack-rpc", &["dstack-core", "dstack-sys"]),
+    ("dstack-keys", &["dstack-core"]),
     ("dstack-ra-tls", &["dstack-core"]),
 ];
 
