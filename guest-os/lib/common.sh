@@ -23,7 +23,8 @@ source_date() {
     echo "${t:-1735689600}"
 }
 
-guest_debs() { [ -z "$debs" ] || find "$(realpath "$debs")" -maxdepth 1 -name 'dstack-guest_*.deb' -o -maxdepth 1 -name 'dstack-guest-agent_*.deb' | sort; }
+# The newest dstack-guest package in --debs.
+guest_debs() { [ -z "$debs" ] || find "$(realpath "$debs")" -maxdepth 1 -name 'dstack-guest_*_amd64.deb' | sort -V | tail -n 1; }
 # Everything that decides the bytes of the image, except what Debian serves (see --refresh).
 input_hash() {
     {

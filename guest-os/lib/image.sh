@@ -19,10 +19,9 @@ build_root() {
     kernel=$(newest_kernel)
     [ -n "$kernel" ] || die "trixie-backports has no cloud kernel"
     if [ -n "$(guest_debs)" ]; then
-        extra=(--volatile-package-directory /work/debs)
-        for d in "$work"/debs/*.deb; do extra+=(--volatile-package "$(dpkg-deb -f "$d" Package)"); done
+        extra=(--volatile-package-directory /work/debs --volatile-package dstack-guest)
     else
-        say "no dstack-guest package in '$debs': building a bare image"
+        say "no --debs: building a bare image, without dstack-guest"
         profiles+=,bare
     fi
     say "building the root tree with mkosi (profile $profiles, kernel $kernel; log: $work/mkosi.log)"
