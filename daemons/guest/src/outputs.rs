@@ -48,6 +48,7 @@ pub fn docker_daemon(compose: &AppCompose) -> Vec<u8> {
         "insecure-registries": compose.insecure_registries,
         "live-restore": false,
         "log-driver": "journald",
+        "log-level": "warn",
         "registry-mirrors": compose.registry_mirrors,
         "storage-driver": "overlay2",
         "userland-proxy": false,

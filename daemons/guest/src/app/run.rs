@@ -4,7 +4,7 @@
 use crate::app::plan::{self, Step, Watch};
 use crate::app::progress::{Event, Up};
 use crate::app::supervise::{End, Running};
-use crate::command::Program;
+use crate::command::{CommandError, Program};
 use crate::inputs::Env;
 use crate::layout::Layout;
 use crate::status::Status;
@@ -26,6 +26,9 @@ pub enum AppError {
     /// dstack-prepare has not left what it should.
     #[error("cannot read what dstack-prepare wrote: {0}")]
     Inputs(io::Error),
+    /// The containers did not end in order; Docker ends them next.
+    #[error("cannot stop the containers in order: {0}")]
+    Stop(#[from] CommandError),
     /// The system refuses something that always works.
     #[error("{0}")]
     System(#[from] io::Error),
@@ -46,7 +49,7 @@ struct App {
 pub fn run(layout: &Layout) -> Result<(), AppError> {
     let status = Status::new(&layout.status());
     let outcome = begin(layout, &status).and_then(|(app, env)| app.live(&env));
-    outcome.inspect_err(|error| status.error(error.failure()))
+    outcome.inspect_err(|error| error.failure().into_iter().for_each(|failure| status.error(failure)))
 }
 
 fn begin(layout: &Layout, status: &Status) -> Result<(App, Env), AppError> {
@@ -61,10 +64,12 @@ fn begin(layout: &Layout, status: &Status) -> Result<(App, Env), AppError> {
 }
 
 impl AppError {
-    const fn failure(&self) -> Failure {
+    /// What the host is told; nothing about an end that it asked for.
+    const fn failure(&self) -> Option<Failure> {
         match self {
-            Self::Step(failure) => *failure,
-            Self::Inputs(_) | Self::System(_) => Failure::Internal,
+            Self::Step(failure) => Some(*failure),
+            Self::Inputs(_) | Self::System(_) => Some(Failure::Internal),
+            Self::Stop(_) => None,
         }
     }
 }
