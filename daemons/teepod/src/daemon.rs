@@ -16,6 +16,8 @@ use dstack_service::lifecycle::{self, Asked, Signals, Watchdog};
 use dstack_service::logging::LevelHandle;
 use dstack_service::sockets::Sockets;
 use dstack_service::{bus, config};
+use rustix::net::SocketType;
+use rustix::net::sockopt::socket_type;
 use std::error::Error;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -25,6 +27,8 @@ use zbus::Connection;
 
 /// Name of the program and its journal identifier.
 pub const NAME: &str = "dstack-teepod";
+/// `FileDescriptorName=` of its sockets.
+const SOCKETS: &str = "teepod";
 /// Worker threads: the work is waiting.
 const WORKERS: usize = 2;
 /// Threads for file work, which is short.
@@ -39,7 +43,7 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 pub fn run(level: LevelHandle) -> Outcome<()> {
     let settings = Settings::from_input(config::load::<Input>(&config::Directories::default(), "teepod")?)?;
     let mut sockets = Sockets::take()?;
-    let (homes, http) = (sockets.named("vm"), sockets.named("http"));
+    let (homes, http) = sort(sockets.named(SOCKETS))?;
     let state = state_directory()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
@@ -47,6 +51,18 @@ pub fn run(level: LevelHandle) -> Outcome<()> {
         .enable_all()
         .build()?;
     runtime.block_on(serve(settings, state, homes, http, level))
+}
+
+/// VMs' sockets carry packets, web ports streams; a socket unit gives all its sockets one name.
+fn sort(all: Vec<OwnedFd>) -> Outcome<(Vec<OwnedFd>, Vec<OwnedFd>)> {
+    let (mut homes, mut http) = (Vec::new(), Vec::new());
+    for fd in all {
+        match socket_type(&fd)? {
+            SocketType::SEQPACKET => homes.push(fd),
+            _ => http.push(fd),
+        }
+    }
+    Ok((homes, http))
 }
 
 /// `$STATE_DIRECTORY` as systemd sets it.
@@ -101,7 +117,7 @@ async fn export_all(connection: &Connection, engine: &Engine, events: mpsc::Unbo
 
 fn listen(engine: &Engine, homes: Vec<OwnedFd>) {
     if homes.is_empty() {
-        tracing::warn!("no socket named \"vm\" was passed; VMs cannot report what they do");
+        tracing::warn!("no VM socket was passed; VMs cannot report what they do; start dstack-teepod.socket");
     }
     for listener in homes {
         let engine = engine.clone();

@@ -5,9 +5,9 @@ use crate::images::Image;
 use crate::settings::Settings;
 use crate::vm::Record;
 use dstack_core::config_disk::{File, Files};
-use dstack_core::spec::{LAUNCH_VERSION, LaunchSpec, Network, Platform, Vsock, mr_config_id};
+use dstack_core::spec::{CONFIG_DISK, LAUNCH_VERSION, LaunchSpec, Network, Platform, Vsock, mr_config_id};
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The vhost-user vsock program beside the other helpers.
 pub const VSOCK_PROGRAM: &str = "/usr/libexec/dstack/vhost-device-vsock";
@@ -40,7 +40,7 @@ struct InstanceInfo {
 
 /// The launch specification of a VM.
 #[must_use]
-pub fn launch(record: &Record, settings: &Settings, ground: &Ground, image: &Image, config_disk: PathBuf) -> LaunchSpec {
+pub fn launch(record: &Record, settings: &Settings, ground: &Ground, image: &Image) -> LaunchSpec {
     let metadata = &image.manifest.metadata;
     let image_dir = settings.image_path.join(image.name.as_str());
     let firmware = metadata.firmware.as_ref().map_or_else(|| settings.firmware.clone(), |f| image_dir.join(f));
@@ -58,7 +58,7 @@ pub fn launch(record: &Record, settings: &Settings, ground: &Ground, image: &Ima
         verity: metadata.verity.clone(),
         image_dir,
         firmware,
-        config_disk,
+        config_disk: CONFIG_DISK.into(),
         mr_config_id: mr_config_id(&record.spec.compose_hash),
         qgs_port: (ground.platform == Platform::Tdx).then_some(settings.qgs_port),
         progress_timeout: settings.progress_timeout.as_secs(),

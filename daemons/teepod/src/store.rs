@@ -217,9 +217,7 @@ impl Store {
         Ok(state::replace(&self.config_path(name), &config_disk::write(files)?, 0o644)?)
     }
 
-    /// Where a VM's config disk is.
-    #[must_use]
-    pub fn config_path(&self, name: &VmName) -> PathBuf {
+    fn config_path(&self, name: &VmName) -> PathBuf {
         self.directory(name).join(CONFIG)
     }
 

@@ -79,3 +79,50 @@ fn example() -> Result<Record, Box<dyn std::error::Error>> {
     };
     Ok(Record { spec, cid: 0, start_pending: false, removing: false })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    /// With `DSTACK_WRITE_XML=1` the files are written instead.
+    #[test]
+    fn the_shipped_xml_is_what_the_daemon_says() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../dbus/interfaces");
+        for (path, name) in PATHS.into_iter().zip(["Manager", "Vm", "Job"]) {
+            let xml = format!("{}\n", describe(path).unwrap());
+            let file = root.join(format!("org.dstack.teepod1.{name}.xml"));
+            if std::env::var_os("DSTACK_WRITE_XML").is_some() {
+                std::fs::write(&file, &xml).unwrap();
+            }
+            assert_eq!(std::fs::read_to_string(&file).unwrap(), xml, "{}: write it again", file.display());
+        }
+        assert!(describe("/org/dstack/other").is_none());
+    }
+
+    /// The bus policy and polkit know every member and action, and no other.
+    #[test]
+    fn policy_and_actions_match_the_interfaces() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let policy = std::fs::read_to_string(root.join("dbus/org.dstack.teepod1.conf")).unwrap();
+        let mut members = 0;
+        for (path, name) in PATHS.into_iter().zip(["Manager", "Vm", "Job"]) {
+            let xml = describe(path).unwrap();
+            for method in xml.split("<method name=\"").skip(1).filter_map(|rest| rest.split('"').next()) {
+                let line = format!("send_interface=\"org.dstack.teepod1.{name}\" send_member=\"{method}\"");
+                assert!(policy.contains(&line), "{line}");
+                members += 1;
+            }
+        }
+        assert_eq!(policy.matches("send_interface=\"org.dstack.teepod1.").count(), members);
+        let actions = std::fs::read_to_string(root.join("polkit/org.dstack.teepod1.policy")).unwrap();
+        for action in crate::bus::actions::ALL {
+            assert!(actions.contains(&format!("<action id=\"{action}\">")), "{action}");
+        }
+        let owner = "<annotate key=\"org.freedesktop.policykit.owner\">unix-user:dstack-teepod</annotate>";
+        for what in ["<action id=", owner] {
+            assert_eq!(actions.matches(what).count(), crate::bus::actions::ALL.len(), "{what}");
+        }
+    }
+}

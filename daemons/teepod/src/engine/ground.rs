@@ -3,6 +3,7 @@
 
 use super::{Engine, Event};
 use crate::launch::Ground;
+use dstack_core::qemu_probe::Report;
 use dstack_core::spec::{Platform, Vsock};
 use dstack_service::api::teepod1::Error;
 use dstack_service::logging::message_id;
@@ -17,26 +18,12 @@ pub const PROGRAM: &str = "/usr/libexec/dstack/dstack-vm";
 const TIMEOUT: Duration = Duration::from_secs(60);
 const VERSION: u32 = 1;
 
-/// What the probe prints: one JSON object.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Probe {
-    /// A tiny guest ran under KVM.
-    pub kvm: bool,
-    /// A tiny guest ran as a trust domain.
-    pub tdx: bool,
-    /// The kernel's vhost-vsock works.
-    pub vhost_vsock: bool,
-    /// How that was found out, in words.
-    pub reason: String,
-}
-
 /// The probe's result and the boot it is of.
 #[derive(Debug, Serialize, Deserialize)]
 struct Cached {
     boot_id: String,
     build: String,
-    probe: Probe,
+    probe: Report,
 }
 
 impl Engine {
@@ -44,7 +31,7 @@ impl Engine {
     pub async fn probe(&self, program: &Path) {
         let settings = &self.inner.settings;
         let probe = match (settings.platform, settings.vsock) {
-            (Some(_), Some(_)) => Probe::default(),
+            (Some(_), Some(_)) => Report::default(),
             _ => self.cached_probe(program).await,
         };
         let ground = decide(settings.platform, settings.vsock, &probe);
@@ -59,7 +46,7 @@ impl Engine {
         self.tell(Event::Ground);
     }
 
-    async fn cached_probe(&self, program: &Path) -> Probe {
+    async fn cached_probe(&self, program: &Path) -> Report {
         let path = self.inner.state.join("probe.json");
         let boot_id = self.inner.host.boot_id().unwrap_or_default();
         let build = env!("CARGO_PKG_VERSION").to_owned();
@@ -77,7 +64,7 @@ impl Engine {
                 }
                 probe
             }
-            Err(reason) => Probe { reason, ..Probe::default() },
+            Err(reason) => Report { reason, ..Report::default() },
         }
     }
 
@@ -99,7 +86,7 @@ impl Engine {
 }
 
 /// Runs the probe; an error says why VMs will be emulated.
-async fn run(program: &Path) -> Result<Probe, String> {
+async fn run(program: &Path) -> Result<Report, String> {
     let name = program.display();
     let output = Command::new(program).arg("probe").kill_on_drop(true).output();
     let output = tokio::time::timeout(TIMEOUT, output)
@@ -111,10 +98,10 @@ async fn run(program: &Path) -> Result<Probe, String> {
 }
 
 /// The operator's word wins; then the best that worked.
-fn decide(platform: Option<Platform>, vsock: Option<Vsock>, probe: &Probe) -> Ground {
+fn decide(platform: Option<Platform>, vsock: Option<Vsock>, probe: &Report) -> Ground {
     let found = match probe {
-        Probe { tdx: true, .. } => Platform::Tdx,
-        Probe { kvm: true, .. } => Platform::Kvm,
+        Report { tdx: true, .. } => Platform::Tdx,
+        Report { kvm: true, .. } => Platform::Kvm,
         _ => Platform::Tcg,
     };
     let mut reason = probe.reason.clone();
@@ -141,7 +128,7 @@ mod tests {
 
     #[test]
     fn the_best_that_worked_unless_forced() {
-        let probe = |kvm, tdx, vhost_vsock| Probe { kvm, tdx, vhost_vsock, reason: "r".into() };
+        let probe = |kvm, tdx, vhost_vsock| Report { kvm, tdx, vhost_vsock, reason: "r".into(), ..Report::default() };
         for (forced, probe, platform, vsock) in [
             (None, probe(true, true, true), Platform::Tdx, Vsock::Kernel),
             (None, probe(true, false, true), Platform::Kvm, Vsock::Kernel),
@@ -157,8 +144,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_probe_is_a_reason_and_not_a_failure() {
-        let reason = run(Path::new("/nonexistent/probe")).await.unwrap_or_default();
-        assert_eq!(reason, Probe::default());
+        assert!(run(Path::new("/nonexistent/probe")).await.is_err());
         let error = run(Path::new("/bin/true")).await.err().unwrap_or_default();
         assert!(error.contains("/bin/true"), "{error}");
     }
