@@ -98,8 +98,7 @@ impl Engine {
                 if files != old {
                     store.save_config(&written.spec.name, &files)?;
                 }
-                let disk = dstack_core::spec::CONFIG_DISK.into();
-                store.save_launch(&launch(&written, &engine.inner.settings, &ground, &image, disk))?;
+                store.save_launch(&launch(&written, &engine.inner.settings, &ground, &image))?;
                 Ok::<Record, Error>(written)
             })
             .await??;
