@@ -84,6 +84,12 @@ impl Layout {
         self.private().join("compose.env")
     }
 
+    /// The environment that the pre-launch script left.
+    #[must_use]
+    pub fn exports(&self) -> PathBuf {
+        self.private().join("exports")
+    }
+
     /// Docker's client settings with the registry login.
     #[must_use]
     pub fn docker_config(&self) -> PathBuf {

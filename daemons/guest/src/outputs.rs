@@ -2,7 +2,7 @@
 //! What the rest of the guest reads below `/run/dstack`.
 
 use crate::dotenv;
-use crate::inputs::Inputs;
+use crate::inputs::{Env, Inputs};
 use crate::layout::Layout;
 use dstack_core::compose::AppCompose;
 use rustix::fs::{Mode, OFlags};
@@ -34,10 +34,16 @@ pub fn render(layout: &Layout, inputs: &Inputs, provider: &str) -> Vec<Output> {
         public("docker-daemon.json", docker_daemon(&inputs.compose)),
         public("user-config", inputs.user_config.clone()),
         private(layout.env(), json!(inputs.env).to_string().into_bytes()),
-        private(layout.compose_env(), dotenv::render(&inputs.env).into_bytes()),
+        compose_env(layout, &inputs.env),
         public("instance.json", instance(inputs, provider)),
         public("app-compose.json", inputs.compose_bytes.clone()),
     ]
+}
+
+/// The values for the compose file.
+#[must_use]
+pub fn compose_env(layout: &Layout, env: &Env) -> Output {
+    Output { path: layout.compose_env(), mode: 0o600, bytes: dotenv::render(env).into_bytes() }
 }
 
 /// Docker's settings. Registries come from the measured compose alone (T5).

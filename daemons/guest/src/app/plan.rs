@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Which programs an app needs, in which order. Pure.
 
+use crate::app::exports::DRIVER;
 use crate::command::{Program, arg};
 use crate::inputs::Env;
 use crate::layout::Layout;
@@ -28,13 +29,15 @@ pub struct Step {
 pub enum Watch {
     /// Until it ends.
     ToEnd,
+    /// Until it ends; what it exports is for the steps after it.
+    PreLaunch,
     /// Until it ends, telling from compose's output how far it is.
     Up,
     /// It is the app: ready once it runs.
     Main,
 }
 
-/// The steps of an app.
+/// The steps of an app. What the pre-launch script exports changes the steps after it, never their number.
 ///
 /// # Errors
 /// [`Failure::LoginFailed`] when the token that the login names is not in the environment.
@@ -44,13 +47,15 @@ pub fn plan(compose: &AppCompose, env: &Env, layout: &Layout) -> Result<Vec<Step
         steps.push(login(&compose.docker_config, env, layout)?);
     }
     if let Some(script) = compose.pre_launch_script.as_deref().filter(|s| !s.is_empty()) {
-        let program = bash(script, env, layout);
-        steps.push(step(Stage::PreLaunch, Failure::PreLaunchFailed, program, Watch::ToEnd));
+        let exports = arg(&layout.exports());
+        let program = bash(&["-c", DRIVER, "pre-launch", script, &exports], env, layout);
+        steps.push(step(Stage::PreLaunch, Failure::PreLaunchFailed, program, Watch::PreLaunch));
     }
     match compose.runner {
         Runner::DockerCompose => steps.push(containers(layout)),
         Runner::Bash => {
-            let program = bash(compose.bash_script.as_deref().unwrap_or_default(), env, layout);
+            let script = compose.bash_script.as_deref().unwrap_or_default();
+            let program = bash(&["-c", script], env, layout);
             steps.push(step(Stage::Script, Failure::ScriptFailed, program, Watch::Main));
         }
     }
@@ -104,8 +109,8 @@ fn login(config: &DockerConfig, env: &Env, layout: &Layout) -> Result<Step, Fail
 
 /// The app's own scripts get the deployer's values; they are the app. The script is the child's argument, as it is
 /// measured and public; its secrets are not in it.
-fn bash(script: &str, env: &Env, layout: &Layout) -> Program {
-    let mut program = Program::new("bash", &["-c", script]);
+fn bash(args: &[&str], env: &Env, layout: &Layout) -> Program {
+    let mut program = Program::new("bash", args);
     program.env = own_env(layout);
     program.env.extend(env.iter().map(|(k, v)| (k.clone(), v.clone())));
     program

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Runs the plan as the unit's main process.
 
+use crate::app::exports;
 use crate::app::plan::{self, Step, Watch};
 use crate::app::progress::{Event, Up};
 use crate::app::supervise::{End, Running};
 use crate::command::{CommandError, Program};
 use crate::inputs::Env;
 use crate::layout::Layout;
+use crate::outputs;
 use crate::status::Status;
 use dstack_core::boot::{Failure, Stage};
 use dstack_core::compose::AppCompose;
@@ -48,7 +50,7 @@ struct App {
 /// [`AppError`]; the status file has the `ERROR` line.
 pub fn run(layout: &Layout) -> Result<(), AppError> {
     let status = Status::new(&layout.status());
-    let outcome = begin(layout, &status).and_then(|(app, env)| app.live(&env));
+    let outcome = begin(layout, &status).and_then(|(app, env)| app.live(env));
     outcome.inspect_err(|error| error.failure().into_iter().for_each(|failure| status.error(failure)))
 }
 
@@ -81,20 +83,45 @@ enum Next {
 }
 
 impl App {
-    fn live(&self, env: &Env) -> Result<(), AppError> {
-        let steps = plan::plan(&self.compose, env, &self.layout).map_err(AppError::Step)?;
-        for step in &steps {
+    /// The plan is made anew for each step, as the pre-launch script adds to the environment.
+    fn live(&self, mut env: Env) -> Result<(), AppError> {
+        let mut done = 0;
+        while let Some(step) = self.plan(&env)?.get(done) {
             self.stage(step.stage);
             if matches!(self.step(step)?, Next::Stop) {
                 return self.stop(step.stage);
             }
-        }
-        if steps.iter().any(|s| s.watch == Watch::Main) {
-            return Ok(());
+            match step.watch {
+                Watch::Main => return Ok(()),
+                Watch::PreLaunch => self.take_exports(&mut env)?,
+                Watch::ToEnd | Watch::Up => {}
+            }
+            done += 1;
         }
         self.ready();
         self.wait_for_stop()?;
         self.stop(Stage::App)
+    }
+
+    fn plan(&self, env: &Env) -> Result<Vec<Step>, AppError> {
+        plan::plan(&self.compose, env, &self.layout).map_err(AppError::Step)
+    }
+
+    fn take_exports(&self, env: &mut Env) -> Result<(), AppError> {
+        let path = self.layout.exports();
+        let bytes = match fs::read(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        };
+        fs::remove_file(&path)?;
+        let (new, refused) = exports::parse(&bytes, env);
+        for name in refused {
+            println!(
+                "{name} from the pre-launch script is not passed on: the name is reserved or not a name"
+            );
+        }
+        env.extend(new);
+        Ok(outputs::write_all(&self.layout, &[outputs::compose_env(&self.layout, env)])?)
     }
 
     fn step(&self, step: &Step) -> Result<Next, AppError> {

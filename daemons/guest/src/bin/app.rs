@@ -9,7 +9,7 @@ fn main() -> ExitCode {
     match run::run(&Layout::default()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            println!("{error}");
+            println!("<3>{error}");
             ExitCode::FAILURE
         }
     }

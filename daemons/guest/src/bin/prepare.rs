@@ -9,7 +9,7 @@ fn main() -> ExitCode {
     match prepare::run(&Layout::default()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{error}");
+            eprintln!("<3>{error}");
             ExitCode::FAILURE
         }
     }
