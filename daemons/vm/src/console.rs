@@ -31,13 +31,15 @@ enum State {
 pub struct Sanitizer {
     state: State,
     line: Vec<u8>,
+    /// After a carriage return: what comes now, unless it is a line end, overwrites the line.
+    returned: bool,
     /// Bytes that were left out so far.
     pub dropped: u64,
 }
 
 impl Default for Sanitizer {
     fn default() -> Self {
-        Self { state: State::Text, line: Vec::new(), dropped: 0 }
+        Self { state: State::Text, line: Vec::new(), returned: false, dropped: 0 }
     }
 }
 
@@ -60,7 +62,11 @@ impl Sanitizer {
             return None;
         }
         match byte {
-            b'\n' | b'\r' => self.take(),
+            b'\n' => self.take(),
+            b'\r' => {
+                self.returned = true;
+                None
+            }
             b'\t' => self.add(b' '),
             0..=0x1f | 0x7f => {
                 self.dropped += 1;
@@ -71,6 +77,10 @@ impl Sanitizer {
     }
 
     fn add(&mut self, byte: u8) -> Option<String> {
+        if std::mem::take(&mut self.returned) {
+            self.dropped += self.line.len() as u64;
+            self.line.clear();
+        }
         self.line.push(byte);
         // Not in the middle of a UTF-8 character, if it is one.
         let full = self.line.len() >= LINE_MAX && (byte < 0x80 || self.line.len() >= LINE_MAX + 4);
@@ -78,6 +88,7 @@ impl Sanitizer {
     }
 
     fn take(&mut self) -> Option<String> {
+        self.returned = false;
         let bytes = std::mem::take(&mut self.line);
         let text: String = String::from_utf8_lossy(&bytes).chars().filter(|c| plain(*c)).collect();
         let text = text.trim_end();
@@ -185,7 +196,7 @@ mod tests {
             (b"tab\there\x08\x07\x00\x7f\n", &["tab here"]),
             ("h\u{e9}llo \u{202e}gpj.exe \u{9b}31m\n".as_bytes(), &["h\u{e9}llo gpj.exe 31m"]),
             (b"bad \xff\xfe utf\n", &["bad \u{fffd}\u{fffd} utf"]),
-            (b"overwritten\rline\n", &["overwritten", "line"]),
+            (b"[*  ] waiting\r\x1b[K[ * ] waiting\r\x1b[Kdone\r\r\n", &["done"]),
             (b"\x1b[12;\nnot swallowed\n", &["not swallowed"]),
             (b"no end", &["no end"]),
         ];

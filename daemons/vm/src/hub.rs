@@ -129,7 +129,7 @@ impl Hub {
     fn shown(&mut self, bytes: &[u8], now: Duration, journal: &Journal) -> Seen {
         let mut seen = Seen { byte: true, kernel: false };
         for line in self.sanitizer.push(bytes) {
-            seen.kernel |= line.contains("Linux version ");
+            seen.kernel |= kernel(&line);
             self.log(&line, now, journal);
         }
         keep(&mut self.replay, bytes, REPLAY_MAX);
@@ -190,6 +190,16 @@ impl Client {
     }
 }
 
+/// Whether a Linux kernel has written this line: `[    2.210207] …`.
+fn kernel(line: &str) -> bool {
+    let seconds =
+        line.strip_prefix('[').and_then(|rest| rest.split_once("] ")).map(|(time, _)| time.trim_start());
+    seconds.and_then(|s| s.split_once('.')).is_some_and(|(s, f)| {
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        digits(s) && digits(f)
+    })
+}
+
 /// Adds bytes and forgets the oldest beyond `max`.
 fn keep(queue: &mut VecDeque<u8>, bytes: &[u8], max: usize) {
     queue.extend(bytes);
@@ -224,13 +234,13 @@ mod tests {
     #[test]
     fn a_console_is_two_way_and_begins_with_the_past() {
         let (mut hub, mut qemu, journal) = hub();
-        qemu.write_all(b"Linux version 6\nlogin: ").unwrap();
+        qemu.write_all(b"[    0.000001] L\nlogin: ").unwrap();
         assert_eq!(hub.serial_ready(Duration::ZERO, &journal), Seen { byte: true, kernel: true });
         let mut console = UnixStream::from(hub.attach().unwrap());
         hub.client_ready(0);
-        let mut past = [0; 23];
+        let mut past = [0; 24];
         console.read_exact(&mut past).unwrap();
-        assert_eq!(&past, b"Linux version 6\nlogin: ");
+        assert_eq!(&past, b"[    0.000001] L\nlogin: ");
         console.write_all(b"root\n").unwrap();
         hub.client_ready(0);
         let mut typed = [0; 5];

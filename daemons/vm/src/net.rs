@@ -5,7 +5,7 @@
 //! loopback unless told not to; and the guest has an address of its own, so that the host's stay the host's. The one
 //! exception is a resolver on the host's loopback: queries (and nothing else) to [`RESOLVER`] are handed to it.
 
-use dstack_core::spec::{LaunchSpec, Network, PortMapping, Protocol};
+use dstack_core::spec::{LaunchSpec, PortMapping, Protocol};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
@@ -79,12 +79,6 @@ fn port_arguments(flag: &str, protocol: Protocol, ports: &[PortMapping]) -> Vec<
 fn forward(port: &PortMapping) -> String {
     let (address, host, vm): (IpAddr, u16, u16) = (port.host_address, port.host_port, port.vm_port);
     format!("{address}/{host}:{vm}")
-}
-
-/// Whether this VM has a network of this kind.
-#[must_use]
-pub const fn wanted(launch: &LaunchSpec) -> bool {
-    matches!(launch.network, Network::User)
 }
 
 #[cfg(test)]
