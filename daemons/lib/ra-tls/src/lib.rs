@@ -5,12 +5,14 @@
 //! root the quote stands, what it measures, and every rule that failed with its reason. The simulated TEE goes through
 //! the very same code under a root of its own, and its label is in every verdict.
 //!
+//! - [`certificate`]: evidence inside X.509
 //! - [`evidence`]: what a peer presents, with limits
 //! - [`roots`]: labelled trust roots and the realm they make
 //! - [`policy`]: rules as drop-in files
 //! - [`verdict`]: the result
 //! - [`verify`]: the steps, in their order
 
+pub mod certificate;
 pub mod evidence;
 pub mod policy;
 pub mod roots;
