@@ -89,16 +89,16 @@ check "a wrong key names file, key and what is allowed" matches '90-bench\.toml.
 check "and without it teepod runs again" configure
 
 # --- disk full ------------------------------------------------------------------------------------
-check "a full state directory" in_host_sh 'systemctl stop dstack-teepod.service; d=$1/vms
+check "a full state directory" in_host_sh 'systemctl stop dstack-teepod.service; d=$1/teepod/vms
     mount -t tmpfs -o size=64k,mode=700,uid=$(id -u dstack-teepod) tmpfs "$d"; dd if=/dev/zero of="$d/.fill" bs=4k 2>/dev/null || :' "$STATE"
 refused "a VM on it: NoSpace" "NoSpace|No space" create full "$JSON" "start b false"
-check "and the room again" in_host_sh 'systemctl stop dstack-teepod.service; umount "$1/vms"; systemctl start dstack-teepod.service' "$STATE"
+check "and the room again" in_host_sh 'systemctl stop dstack-teepod.service; umount "$1/teepod/vms"; systemctl start dstack-teepod.service' "$STATE"
 check "nothing is left of it" equals "" vms
 
 # --- unreadable state -----------------------------------------------------------------------------
 check "a VM" create good "$JSON" "start b false"
 check "and another" create broken "$JSON" "start b false"
-RECORD=$STATE/vms/broken/record.json
+RECORD=$STATE/teepod/vms/broken/record.json
 check "one state file is broken" in_host_sh 'test -s "$1"; systemctl stop dstack-teepod.service; echo "{ broken" >"$1"
     systemctl start dstack-teepod.service' "$RECORD"
 check "the good one is there" equals stopped vm_state good
