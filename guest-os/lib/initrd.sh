@@ -32,7 +32,7 @@ listed | while read -r f; do
 done
 module_files | while read -r m; do take "$m"; done
 take "/usr/lib/modules/$kernel/modules.builtin"
-take "/usr/lib/modules/$kernel/modules.order"
+for f in order builtin.modinfo; do take "/usr/lib/modules/$kernel/modules.$f"; done
 depmod -b "$work" "$kernel"
 mkdir -p "$work/etc/modules-load.d"
 sed -n 's/^+//p' "$modules" >"$work/etc/modules-load.d/initrd.conf"
