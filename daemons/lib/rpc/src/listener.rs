@@ -14,6 +14,8 @@ use tokio_vsock::{VsockListener, VsockStream};
 
 /// After this long without a packet the kernel asks whether a TCP peer still lives.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+/// A TCP peer that acknowledges nothing, or takes nothing, for this many milliseconds is cut off.
+const USER_TIMEOUT_MS: u32 = 60_000;
 /// The vsock context id of the host.
 pub const HOST_CID: u32 = 2;
 
@@ -105,11 +107,13 @@ fn unsupported(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, what.to_owned())
 }
 
-/// Small writes go out at once, and a peer that vanished is noticed also while nothing is sent.
+/// Small writes go out at once; a peer that vanished is noticed also while nothing is sent; and one that takes nothing
+/// does not hold its connection forever.
 fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     sockopt::set_socket_keepalive(stream, true)?;
     sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_user_timeout(stream, USER_TIMEOUT_MS)?;
     Ok(())
 }
 

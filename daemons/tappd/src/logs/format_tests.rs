@@ -74,3 +74,28 @@ fn escape_sequences_leave_bare_text_only() {
 fn errors_have_no_line_end() {
     assert_eq!(error("no \"x\""), br#"{"error":"no \"x\""}"#);
 }
+
+proptest::proptest! {
+    #[test]
+    fn no_escape_survives_and_nothing_else_is_added(data: Vec<u8>, tail in "(\x1b[\\[\\](#c]?[0-9;m\n\x07\\\\]{0,4}){0,8}") {
+        let mut data = data;
+        data.extend_from_slice(tail.as_bytes());
+        let kept = strip_ansi(&data);
+        proptest::prop_assert!(!kept.contains(&0x1b));
+        let mut rest = data.iter();
+        proptest::prop_assert!(kept.iter().all(|k| rest.any(|d| d == k)), "kept bytes are in order");
+        let ends = |bytes: &[u8]| bytes.iter().filter(|b| **b == b'\n').count();
+        proptest::prop_assert!(ends(&kept) + data.iter().filter(|b| **b == 0x1b).count() >= ends(&data));
+    }
+
+    #[test]
+    fn every_query_is_answered_and_every_mode_takes_any_bytes(raw: String, data: Vec<u8>, flags: [bool; 4]) {
+        let _ = Query::parse(&raw, u64::MAX);
+        let [text, bare, ansi, timestamps] = flags;
+        let query = Query { text, bare, ansi, timestamps, ..Query::default() };
+        let line = Message { nanos: u64::MAX, channel: Channel::Stderr, data };
+        let mut out = Vec::new();
+        message(&line, &query, &mut out);
+        proptest::prop_assert!(std::str::from_utf8(&out).is_ok());
+    }
+}

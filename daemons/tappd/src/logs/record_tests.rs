@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use super::*;
 use std::convert::Infallible;
@@ -83,4 +83,25 @@ fn a_line_over_the_limit_is_given_in_pieces() {
     assert_eq!(lines.len(), 2);
     assert_eq!(lines.iter().map(|(_, t)| t.len()).sum::<usize>(), 6 * chunk.len() + 1);
     assert!(lines.iter().all(|(_, t)| t.len() <= LINE_MAX));
+}
+
+proptest::proptest! {
+    #[test]
+    fn joining_loses_and_adds_nothing(pieces: Vec<(bool, bool, Vec<u8>, Option<u8>)>) {
+        let mut joiner = Joiner::default();
+        let mut out = [Vec::new(), Vec::new()];
+        let mut expected = [Vec::new(), Vec::new()];
+        let mut give = |m: Message| out[usize::from(m.channel == Channel::Stderr)].extend(m.data);
+        for (stderr, more, data, id) in pieces {
+            expected[usize::from(stderr)].extend_from_slice(&data);
+            if !more {
+                expected[usize::from(stderr)].push(b'\n');
+            }
+            let channel = if stderr { Channel::Stderr } else { Channel::Stdout };
+            let partial_id = id.map(|id| id.to_string());
+            joiner.push(Record { realtime: 1, nanos: 1, channel, data, more, partial_id }, &mut give);
+        }
+        joiner.finish(&mut give);
+        proptest::prop_assert_eq!(out, expected);
+    }
 }
