@@ -9,8 +9,13 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::cell::OnceCell;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use zbus::connection::Builder;
 use zbus::proxy::MethodFlags;
 use zbus::{Connection, OwnedObjectPath};
+
+/// The longest time a call may take; it includes the time in which a user types a password.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A connection to teepod.
 #[derive(Debug)]
@@ -34,7 +39,7 @@ impl Client {
     pub async fn open(global: &Global) -> Result<Self, Failure> {
         let (connection, tunnel) = match &global.host {
             Some(host) => over_ssh(host).await.map(|(c, t)| (c, Some(t)))?,
-            None => (Connection::system().await?, None),
+            None => (here().await?, None),
         };
         let manager = ManagerProxy::builder(&connection)
             .cache_properties(zbus::proxy::CacheProperties::No)
@@ -108,6 +113,13 @@ impl Drop for Client {
     }
 }
 
+async fn here() -> Result<Connection, Failure> {
+    Builder::system().method_timeout(PATIENCE).build().await.map_err(|error| {
+        Failure::new(format!("cannot reach the system bus: {error}"))
+            .hint("check that D-Bus runs: systemctl status dbus.socket")
+    })
+}
+
 async fn over_ssh(host: &str) -> Result<(Connection, Child), Failure> {
     let cannot = |e: &dyn std::fmt::Display| Failure::new(format!("cannot reach {host} over ssh: {e}"));
     let kind = (SocketType::STREAM, SocketFlags::CLOEXEC);
@@ -121,7 +133,7 @@ async fn over_ssh(host: &str) -> Result<(Connection, Child), Failure> {
         .map_err(|e| cannot(&e))?;
     let stream = UnixStream::from(ours);
     stream.set_nonblocking(true).map_err(|e| cannot(&e))?;
-    match zbus::connection::Builder::unix_stream(stream).build().await {
+    match Builder::unix_stream(stream).method_timeout(PATIENCE).build().await {
         Ok(connection) => Ok((connection, tunnel)),
         Err(error) => {
             let mut tunnel = tunnel;

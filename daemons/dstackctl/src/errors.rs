@@ -83,6 +83,13 @@ impl From<zbus::Error> for Failure {
             zbus::Error::MethodError(name, message, _) => {
                 Self::of_name(name.as_str(), message.as_deref().unwrap_or_default())
             }
+            zbus::Error::FDO(error) => {
+                Self::of_name(error.name().as_str(), error.description().unwrap_or_default())
+            }
+            zbus::Error::InputOutput(io) if io.kind() == std::io::ErrorKind::TimedOut => {
+                Self::with(Exit::Timeout, "dstack-teepod does not answer")
+                    .hint("see why: systemctl status dstack-teepod; journalctl -u dstack-teepod -n 50")
+            }
             zbus::Error::InputOutput(io) => Self::new(format!("cannot reach the system bus: {io}"))
                 .hint("check that D-Bus runs: systemctl status dbus.socket"),
             _ => Self::new(format!("D-Bus: {error}")),

@@ -34,6 +34,8 @@ pub enum Event {
     VmRemoved(OwnedObjectPath),
     /// teepod has left the bus: its jobs are gone, its VMs are not.
     Gone,
+    /// teepod is on the bus again.
+    Back,
 }
 
 /// The stream of events. Subscribe before the call whose effects are to be seen.
@@ -100,8 +102,8 @@ pub fn parse(message: &Message) -> Option<Event> {
             Some(Event::Changed { path: header.path()?.to_owned().into(), values })
         }
         "NameOwnerChanged" => {
-            let (_, old, _): (String, String, String) = body.deserialize().ok()?;
-            (!old.is_empty()).then_some(Event::Gone)
+            let (_, _, new): (String, String, String) = body.deserialize().ok()?;
+            Some(if new.is_empty() { Event::Gone } else { Event::Back })
         }
         _ => None,
     }

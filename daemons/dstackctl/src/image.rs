@@ -61,7 +61,8 @@ async fn list(client: &Client, ui: &Ui) -> Result<(), Failure> {
 }
 
 /// The directory name, which is how an image is called everywhere; a row may carry it as its name already.
-fn full_name(name: &str, version: &str) -> String {
+#[must_use]
+pub fn full_name(name: &str, version: &str) -> String {
     if name.ends_with(&format!("-{version}")) { name.to_owned() } else { format!("{name}-{version}") }
 }
 

@@ -11,6 +11,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 use zbus::{OwnedObjectPath, OwnedVariant};
 
+/// How long a restart of teepod may take.
+const RESTART_TIME: Duration = Duration::from_secs(15);
+
 /// How following ended without a failure of the job itself.
 #[derive(Debug, PartialEq, Eq)]
 pub enum End {
@@ -136,7 +139,13 @@ async fn wait_quietly(
     progress: &mut Progress,
 ) -> Result<(), Failure> {
     let mut events = Events::subscribe(client).await?;
-    let vm = client.vm(name).await?;
+    let vm = match client.vm(name).await {
+        Err(failure) if failure.exit == Exit::Failed => {
+            returned(&mut events).await?;
+            client.vm(name).await?
+        }
+        other => other?,
+    };
     loop {
         if arrived(&vm, name, wanted, progress).await? {
             return Ok(());
@@ -147,12 +156,24 @@ async fn wait_quietly(
                 Event::VmRemoved(path) if path.as_str() == vm.inner().path().as_str() => {
                     return Err(Failure::with(Exit::NotFound, format!("VM {name} was removed")));
                 }
-                // The next call starts teepod again, and it adopts the VM.
-                Event::Gone => break,
+                Event::Gone => {
+                    returned(&mut events).await?;
+                    break;
+                }
                 _ => {}
             }
         }
     }
+}
+
+/// Waits until teepod, which is being restarted, is on the bus again. If it is not for a while, the next call starts
+/// it or says why that is not possible.
+async fn returned(events: &mut Events) -> Result<(), Failure> {
+    let back = async {
+        while events.next().await? != Event::Back {}
+        Ok(())
+    };
+    tokio::time::timeout(RESTART_TIME, back).await.unwrap_or(Ok(()))
 }
 
 async fn arrived(
