@@ -244,15 +244,17 @@ fn new_job(id: u32, kind: &'static str, subject: &str, action: &'static str) -> 
 }
 
 /// Runs the work while telling of every change, then takes the job off the bus.
+///
+/// The work is a task of its own: were it only polled between reports, it could hold a lock of the connection while a
+/// report waits for the same lock, for ever.
 async fn drive<P, W, E>(publisher: Arc<P>, job: Arc<Job>, slot: Slot, timeout: Duration, work: W)
 where
     P: Publish,
-    W: Future<Output = Result<(), JobError<E>>>,
-    E: zbus::DBusError + std::fmt::Display,
+    W: Future<Output = Result<(), JobError<E>>> + Send + 'static,
+    E: zbus::DBusError + std::fmt::Display + Send + 'static,
 {
     let mut changes = job.watch();
-    let work = tokio::time::timeout(timeout, work);
-    tokio::pin!(work);
+    let mut work = tokio::spawn(tokio::time::timeout(timeout, work));
     let result = loop {
         tokio::select! {
             result = &mut work => break result,
@@ -260,10 +262,11 @@ where
         }
     };
     let (outcome, error) = match result {
-        Ok(Ok(())) => (Outcome::Done, Default::default()),
-        Ok(Err(JobError::Canceled)) => (Outcome::Canceled, Default::default()),
-        Ok(Err(JobError::Failed(error))) => (Outcome::Failed, (error.name().to_string(), error.to_string())),
-        Err(_) => (Outcome::Timeout, (String::new(), format!("took longer than {} s", timeout.as_secs()))),
+        Ok(Ok(Ok(()))) => (Outcome::Done, Default::default()),
+        Ok(Ok(Err(JobError::Canceled))) => (Outcome::Canceled, Default::default()),
+        Ok(Ok(Err(JobError::Failed(error)))) => (Outcome::Failed, (error.name().to_string(), error.to_string())),
+        Ok(Err(_)) => (Outcome::Timeout, (String::new(), format!("took longer than {} s", timeout.as_secs()))),
+        Err(error) => (Outcome::Failed, (String::new(), format!("internal error, please report it: {error}"))),
     };
     if !error.1.is_empty() {
         tracing::warn!(DSTACK_JOB = job.id, "{} {}: {}", job.kind, job.subject, error.1);
