@@ -85,10 +85,10 @@ async fn serve(
     let (engine, events) = Engine::new(Parts { settings, state, units, host: Arc::new(ThisHost) });
     let unfinished = engine.adopt().await?;
     export_all(&connection, &engine, events).await?;
-    bus::request_name(&connection, BUS_NAME).await?;
-    listen(&engine, homes);
     let (stop, stopped) = watch::channel(false);
     let served = rpc::listen(&engine, http, stopped)?;
+    listen(&engine, homes);
+    bus::request_name(&connection, BUS_NAME).await?;
     lifecycle::ready(&status(&engine));
     let prober = engine.clone();
     tokio::spawn(async move { prober.probe(&ground::program()).await });
@@ -103,7 +103,11 @@ async fn serve(
 }
 
 /// Objects first, the name last: whoever finds the name finds everything.
-async fn export_all(connection: &Connection, engine: &Engine, events: mpsc::UnboundedReceiver<Event>) -> Outcome<()> {
+async fn export_all(
+    connection: &Connection,
+    engine: &Engine,
+    events: mpsc::UnboundedReceiver<Event>,
+) -> Outcome<()> {
     let api = Arc::new(Api::new(engine.clone(), connection));
     let server = connection.object_server();
     for vm in engine.vms() {
@@ -169,7 +173,12 @@ fn status(engine: &Engine) -> String {
     let vms = engine.vms();
     let running = vms.iter().filter(|vm| !vm.state().is_down()).count();
     let unreadable = engine.unreadable().len();
-    let platform = engine.ground_now().map_or_else(|| "finding out the platform".to_owned(), |g| g.platform.to_string());
-    let trouble = if unreadable > 0 { format!(", {unreadable} with unreadable state (see the log)") } else { String::new() };
+    let platform =
+        engine.ground_now().map_or_else(|| "finding out the platform".to_owned(), |g| g.platform.to_string());
+    let trouble = if unreadable > 0 {
+        format!(", {unreadable} with unreadable state (see the log)")
+    } else {
+        String::new()
+    };
     format!("{running} of {} VMs running, {platform}{trouble}", vms.len())
 }

@@ -42,7 +42,9 @@ pub enum ImagesError {
     #[error("{0} is not a regular file of at most 64 GiB")]
     NotAFile(String),
     /// It is there already, with other content.
-    #[error("image {0} is there already with other content; remove it first, or build the new one with a new version")]
+    #[error(
+        "image {0} is there already with other content; remove it first, or build the new one with a new version"
+    )]
     Exists(ImageName),
     /// The import was canceled.
     #[error("the import was canceled")]
@@ -196,7 +198,10 @@ impl Images {
         name: &ImageName,
         progress: &mut impl FnMut(u64, u64) -> bool,
     ) -> Result<(), ImagesError> {
-        DirBuilder::new().mode(0o755).create(temporary).map_err(ImagesError::at(&temporary.display().to_string()))?;
+        DirBuilder::new()
+            .mode(0o755)
+            .create(temporary)
+            .map_err(ImagesError::at(&temporary.display().to_string()))?;
         let mut sources = Vec::new();
         let mut total = 0;
         for (file, sum) in &manifest.sums {

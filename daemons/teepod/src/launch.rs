@@ -43,7 +43,8 @@ struct InstanceInfo {
 pub fn launch(record: &Record, settings: &Settings, ground: &Ground, image: &Image) -> LaunchSpec {
     let metadata = &image.manifest.metadata;
     let image_dir = settings.image_path.join(image.name.as_str());
-    let firmware = metadata.firmware.as_ref().map_or_else(|| settings.firmware.clone(), |f| image_dir.join(f));
+    let firmware =
+        metadata.firmware.as_ref().map_or_else(|| settings.firmware.clone(), |f| image_dir.join(f));
     LaunchSpec {
         version: LAUNCH_VERSION,
         vm: record.spec.clone(),

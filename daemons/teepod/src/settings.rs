@@ -307,7 +307,9 @@ fn default_image(text: &str) -> Result<Option<ImageName>, ConfigError> {
     if text.is_empty() {
         return Ok(None);
     }
-    text.parse().map(Some).map_err(|e: dstack_core::ids::IdError| ConfigError::rule("cvm.default_image", e.to_string()))
+    text.parse()
+        .map(Some)
+        .map_err(|e: dstack_core::ids::IdError| ConfigError::rule("cvm.default_image", e.to_string()))
 }
 
 /// Context ids 0 to 2 are special, and the last one means "any".

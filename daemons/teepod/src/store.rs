@@ -156,7 +156,12 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]; nothing is left behind then.
-    pub fn create(&self, record: &Record, files: &Files, mut after: impl FnMut(Step)) -> Result<(), StoreError> {
+    pub fn create(
+        &self,
+        record: &Record,
+        files: &Files,
+        mut after: impl FnMut(Step),
+    ) -> Result<(), StoreError> {
         let disk = config_disk::write(files)?;
         let temporary = self.temporary(&record.spec.name);
         let made = self.fill(&temporary, record, &disk, &mut after);

@@ -48,7 +48,7 @@ fn a_vm_survives_and_is_private() {
     let (_dir, store) = store();
     let record = record("a");
     store.create(&record, &files(), |_| {}).unwrap();
-    assert_eq!(store.load().unwrap().records, [record.clone()]);
+    assert_eq!(store.load().unwrap().records, std::slice::from_ref(&record));
     assert_eq!(store.config(&record.spec.name).unwrap(), files());
     let mode = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     let directory = store.directory(&record.spec.name);

@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use std::collections::HashMap;
 use tokio::sync::mpsc;
 use zbus::proxy::CacheProperties;
-use zbus::{Connection, MatchRule, Message, MessageStream, OwnedObjectPath, OwnedVariant};
+use zbus::{Connection, DBusError, MatchRule, Message, MessageStream, OwnedObjectPath, OwnedVariant};
 
 const UNIT: &str = "org.freedesktop.systemd1.Unit";
 const SIGKILL: i32 = 9;
@@ -156,7 +156,8 @@ enum Verb {
 fn changed(message: &Message) -> Option<(VmName, Option<(String, String)>)> {
     let vm = vm_of_path(message.header().path()?.as_str())?;
     let body = message.body();
-    let (_, mut properties, _) = body.deserialize::<(String, HashMap<String, OwnedVariant>, Vec<String>)>().ok()?;
+    let (_, mut properties, _) =
+        body.deserialize::<(String, HashMap<String, OwnedVariant>, Vec<String>)>().ok()?;
     let mut text = |name: &str| properties.remove(name).and_then(|v| String::try_from(v).ok());
     let states = text("ActiveState").zip(text("SubState"));
     Some((vm, states))
@@ -164,17 +165,16 @@ fn changed(message: &Message) -> Option<(VmName, Option<(String, String)>)> {
 
 fn error(unit: &str, error: zbus::Error) -> UnitError {
     let unit = unit.to_owned();
-    match &error {
-        zbus::Error::MethodError(name, message, _) => match name.as_str() {
-            "org.freedesktop.systemd1.NoSuchUnit" => UnitError::Unknown(unit),
-            "org.freedesktop.DBus.Error.AccessDenied"
-            | "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired" => UnitError::Denied(unit),
-            name => {
-                let message = message.clone().unwrap_or_else(|| name.to_owned());
-                UnitError::Failed { unit, message }
-            }
-        },
-        _ => UnitError::Failed { unit, message: error.to_string() },
+    let (name, message) = match &error {
+        zbus::Error::MethodError(name, message, _) => (name.to_string(), message.clone()),
+        zbus::Error::FDO(fdo) => (fdo.name().to_string(), fdo.description().map(str::to_owned)),
+        _ => (String::new(), Some(error.to_string())),
+    };
+    match name.as_str() {
+        "org.freedesktop.systemd1.NoSuchUnit" => UnitError::Unknown(unit),
+        "org.freedesktop.DBus.Error.AccessDenied"
+        | "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired" => UnitError::Denied(unit),
+        _ => UnitError::Failed { unit, message: message.unwrap_or(name) },
     }
 }
 
@@ -192,9 +192,9 @@ impl Units for Systemd {
     }
 
     fn kill<'a>(&'a self, unit: &'a str) -> BoxFuture<'a, Result<(), UnitError>> {
-        Box::pin(async move {
-            self.manager.kill_unit(unit, "all", SIGKILL).await.map_err(|e| error(unit, e))
-        })
+        Box::pin(
+            async move { self.manager.kill_unit(unit, "all", SIGKILL).await.map_err(|e| error(unit, e)) },
+        )
     }
 
     fn reset_failed<'a>(&'a self, unit: &'a str) -> BoxFuture<'a, Result<(), UnitError>> {

@@ -110,10 +110,14 @@ mod tests {
             assert_eq!(vm_of_unit(&unit).map(|v| v.to_string()).as_deref(), Some(name));
             assert_eq!(vm_of_path(&path).map(|v| v.to_string()).as_deref(), Some(name));
         }
-        for bad in ["dstack-vm@.service", "dstack-vm@a.slice", "dstack-vm-net@a.service", "dstack-vm@A.service"] {
+        for bad in
+            ["dstack-vm@.service", "dstack-vm@a.slice", "dstack-vm-net@a.service", "dstack-vm@A.service"]
+        {
             assert_eq!(vm_of_unit(bad), None, "{bad}");
         }
-        for bad in ["", "/x", "/org/freedesktop/systemd1/unit/dstack_2dvm_4", "/org/freedesktop/systemd1/unit/_zz"] {
+        for bad in
+            ["", "/x", "/org/freedesktop/systemd1/unit/dstack_2dvm_4", "/org/freedesktop/systemd1/unit/_zz"]
+        {
             assert_eq!(vm_of_path(bad), None, "{bad}");
         }
     }

@@ -89,6 +89,11 @@ macro_rules! bus_errors {
                             .or_else(|| $crate::errors::Fdo::from_reply(name.as_str(), text).map(Self::Fdo))
                             .unwrap_or(Self::Bus(error))
                     }
+                    zbus::Error::FDO(fdo) => {
+                        let text = zbus::DBusError::description(&**fdo).unwrap_or_default();
+                        $crate::errors::Fdo::from_reply(zbus::DBusError::name(&**fdo).as_str(), text)
+                            .map_or(Self::Bus(error.clone()), Self::Fdo)
+                    }
                     _ => Self::Bus(error),
                 }
             }

@@ -74,7 +74,11 @@ impl Api {
     }
 
     /// Starts a VM, or only ends the job when it is not to start.
-    pub(super) async fn created(self: &Arc<Self>, vm: &Arc<Vm>, start: bool) -> Result<OwnedObjectPath, Error> {
+    pub(super) async fn created(
+        self: &Arc<Self>,
+        vm: &Arc<Vm>,
+        start: bool,
+    ) -> Result<OwnedObjectPath, Error> {
         let (api, vm) = (Arc::clone(self), Arc::clone(vm));
         let name = vm.name.clone();
         let new = NewJob {
@@ -83,9 +87,10 @@ impl Api {
             action: actions::MANAGE_VMS,
             timeout: self.boot_timeout(),
         };
-        self.job(new, |context| async move {
-            if start { api.engine.start(&vm, &context).await } else { Ok(()) }
-        })
+        self.job(
+            new,
+            |context| async move { if start { api.engine.start(&vm, &context).await } else { Ok(()) } },
+        )
         .await
     }
 
@@ -171,7 +176,10 @@ impl Api {
     ///
     /// # Errors
     /// As [`Api::start`].
-    pub(super) async fn import(self: &Arc<Self>, directory: std::os::fd::OwnedFd) -> Result<OwnedObjectPath, Error> {
+    pub(super) async fn import(
+        self: &Arc<Self>,
+        directory: std::os::fd::OwnedFd,
+    ) -> Result<OwnedObjectPath, Error> {
         let api = Arc::clone(self);
         let new = NewJob {
             kind: "import-image",

@@ -62,13 +62,21 @@ impl Manager {
 
     /// Starts a VM; the job ends when the app is up.
     #[zbus(out_args("job"))]
-    async fn start_vm(&self, name: String, #[zbus(header)] call: Header<'_>) -> Result<OwnedObjectPath, Error> {
+    async fn start_vm(
+        &self,
+        name: String,
+        #[zbus(header)] call: Header<'_>,
+    ) -> Result<OwnedObjectPath, Error> {
         self.api.start(&call, &name).await
     }
 
     /// Shuts a VM down in order.
     #[zbus(out_args("job"))]
-    async fn stop_vm(&self, name: String, #[zbus(header)] call: Header<'_>) -> Result<OwnedObjectPath, Error> {
+    async fn stop_vm(
+        &self,
+        name: String,
+        #[zbus(header)] call: Header<'_>,
+    ) -> Result<OwnedObjectPath, Error> {
         self.api.stop(&call, &name).await
     }
 
@@ -79,13 +87,21 @@ impl Manager {
 
     /// Stops, then starts a VM.
     #[zbus(out_args("job"))]
-    async fn restart_vm(&self, name: String, #[zbus(header)] call: Header<'_>) -> Result<OwnedObjectPath, Error> {
+    async fn restart_vm(
+        &self,
+        name: String,
+        #[zbus(header)] call: Header<'_>,
+    ) -> Result<OwnedObjectPath, Error> {
         self.api.restart(&call, &name).await
     }
 
     /// Removes a stopped VM with its disk.
     #[zbus(out_args("job"))]
-    async fn remove_vm(&self, name: String, #[zbus(header)] call: Header<'_>) -> Result<OwnedObjectPath, Error> {
+    async fn remove_vm(
+        &self,
+        name: String,
+        #[zbus(header)] call: Header<'_>,
+    ) -> Result<OwnedObjectPath, Error> {
         self.api.remove(&call, &name).await
     }
 
@@ -152,6 +168,21 @@ impl Manager {
         self.api.engine.call_guest(&vm, &method).await
     }
 
+    /// The body of the guest agent's `/logs/<container>?<query>`, which the guest gives only of an app with public logs;
+    /// an empty container gives the list of containers as JSON.
+    #[zbus(out_args("body"))]
+    async fn open_logs(
+        &self,
+        name: String,
+        container: String,
+        query: String,
+        #[zbus(header)] call: Header<'_>,
+    ) -> Result<OwnedFd, Error> {
+        self.api.allow(&call, actions::INSPECT_VMS, &name).await?;
+        let vm = self.api.engine.get(&name)?;
+        Ok(self.api.engine.logs(&vm, &container, &query).await?.into())
+    }
+
     /// All images: name, version, os_image_hash, whether for development, size in bytes.
     #[zbus(out_args("images"))]
     async fn list_images(&self, #[zbus(header)] call: Header<'_>) -> Result<Vec<ImageRow>, Error> {
@@ -185,7 +216,11 @@ impl Manager {
 
     /// The public key to encrypt an app's environment for.
     #[zbus(out_args("public_key"))]
-    async fn get_app_env_key(&self, app_id: String, #[zbus(header)] call: Header<'_>) -> Result<Vec<u8>, Error> {
+    async fn get_app_env_key(
+        &self,
+        app_id: String,
+        #[zbus(header)] call: Header<'_>,
+    ) -> Result<Vec<u8>, Error> {
         self.api.allow(&call, actions::INSPECT_VMS, "").await?;
         self.api.engine.app_env_key(&app_id)
     }
@@ -204,8 +239,12 @@ impl Manager {
 
     /// A job has ended: done, canceled, failed, timeout.
     #[zbus(signal)]
-    async fn job_removed(emitter: &SignalEmitter<'_>, id: u32, job: OwnedObjectPath, result: &str)
-    -> zbus::Result<()>;
+    async fn job_removed(
+        emitter: &SignalEmitter<'_>,
+        id: u32,
+        job: OwnedObjectPath,
+        result: &str,
+    ) -> zbus::Result<()>;
 
     /// Version of the daemon.
     #[zbus(property(emits_changed_signal = "const"))]

@@ -29,6 +29,13 @@ pub mod actions {
     pub const REMOVE_IMAGES: &str = "org.dstack.teepod1.remove-images";
     /// All of them.
     pub const ALL: [&str; 8] = [
-        INSPECT_VMS, MANAGE_VMS, KILL_VMS, REMOVE_VMS, UPGRADE_APPS, OPEN_CONSOLE, MANAGE_IMAGES, REMOVE_IMAGES,
+        INSPECT_VMS,
+        MANAGE_VMS,
+        KILL_VMS,
+        REMOVE_VMS,
+        UPGRADE_APPS,
+        OPEN_CONSOLE,
+        MANAGE_IMAGES,
+        REMOVE_IMAGES,
     ];
 }

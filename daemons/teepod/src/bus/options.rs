@@ -20,7 +20,11 @@ impl Options {
         T::try_from(value).map(Some).map_err(wrong)
     }
 
-    fn parse<T>(&mut self, key: &str, parse: impl Fn(&str) -> Result<T, IdError>) -> Result<Option<T>, Error> {
+    fn parse<T>(
+        &mut self,
+        key: &str,
+        parse: impl Fn(&str) -> Result<T, IdError>,
+    ) -> Result<Option<T>, Error> {
         self.take::<String>(key, "s")?.map(|text| parse(&text).map_err(invalid)).transpose()
     }
 
@@ -43,7 +47,8 @@ impl Options {
 
 fn port((protocol, address, host_port, vm_port): PortRow) -> Result<Port, Error> {
     let protocol = protocol.parse().map_err(|e: SpecError| invalid(e))?;
-    let wrong = |_| invalid(format!("host address {address:?} is not an IP address; leave it empty for the default"));
+    let wrong =
+        |_| invalid(format!("host address {address:?} is not an IP address; leave it empty for the default"));
     let host_address = if address.is_empty() { None } else { Some(address.parse().map_err(wrong)?) };
     Ok(Port { protocol, host_address, host_port, vm_port })
 }
@@ -77,7 +82,16 @@ pub fn create(name: String, compose: Vec<u8>, options: OwnedOptions) -> Result<C
         start: options.take("start", "b")?.unwrap_or(true),
     };
     let known = [
-        "image", "vcpus", "memory", "disk", "ports", "encrypted_env", "app_id", "user_config", "autostart", "start",
+        "image",
+        "vcpus",
+        "memory",
+        "disk",
+        "ports",
+        "encrypted_env",
+        "app_id",
+        "user_config",
+        "autostart",
+        "start",
     ];
     options.end(&known).map(|()| create)
 }
@@ -133,7 +147,8 @@ mod tests {
 
     #[test]
     fn every_option_arrives() {
-        let ports: Vec<PortRow> = vec![("tcp".into(), String::new(), 8080, 80), ("udp".into(), "::1".into(), 53, 53)];
+        let ports: Vec<PortRow> =
+            vec![("tcp".into(), String::new(), 8080, 80), ("udp".into(), "::1".into(), 53, 53)];
         let given = options(&[
             ("image", "dstack-0.1.0".into()),
             ("vcpus", 2_u32.into()),

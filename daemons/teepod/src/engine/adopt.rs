@@ -66,13 +66,20 @@ impl Engine {
             let state = states.remove(&vm.name).unwrap_or_default();
             if state.is_up() {
                 let name = vm.name.as_str();
-                tracing::info!(MESSAGE_ID = message_id::VM_ADOPTED, DSTACK_VM = name, "adopted running VM {name}");
+                tracing::info!(
+                    MESSAGE_ID = message_id::VM_ADOPTED,
+                    DSTACK_VM = name,
+                    "adopted running VM {name}"
+                );
             }
             self.apply(vm, state);
         }
         for (name, _) in states.iter().filter(|(_, state)| state.is_up()) {
             let unit = name.unit();
-            tracing::warn!(DSTACK_VM = name.as_str(), "{unit} runs, but teepod knows no such VM; `systemctl stop {unit}` ends it");
+            tracing::warn!(
+                DSTACK_VM = name.as_str(),
+                "{unit} runs, but teepod knows no such VM; `systemctl stop {unit}` ends it"
+            );
         }
         Ok(())
     }
@@ -171,6 +178,10 @@ impl Engine {
     /// Names of VMs whose state cannot be read, with the reason.
     #[must_use]
     pub fn unreadable(&self) -> Vec<(VmName, String)> {
-        self.table().unreadable.iter().map(|(n, r)| (n.clone(), errors::unreadable(n, r).to_string())).collect()
+        self.table()
+            .unreadable
+            .iter()
+            .map(|(n, r)| (n.clone(), errors::unreadable(n, r).to_string()))
+            .collect()
     }
 }

@@ -138,8 +138,10 @@ impl Engine {
         let images = self.inner.images.clone();
         let asked = asked.or_else(|| self.inner.settings.default_image.clone());
         self.blocking(move || {
-            let none = "there is no image yet; install package dstack-guest-image, or `dstackctl image import DIR`";
-            let name = asked.or_else(|| images.newest()).ok_or_else(|| Error::NoSuchImage(none.to_owned()))?;
+            let none =
+                "there is no image yet; install package dstack-guest-image, or `dstackctl image import DIR`";
+            let name =
+                asked.or_else(|| images.newest()).ok_or_else(|| Error::NoSuchImage(none.to_owned()))?;
             images.get(&name)?;
             Ok(name)
         })
@@ -150,7 +152,9 @@ impl Engine {
     pub(super) fn check_limits(&self, spec: &VmSpec) -> Result<(), Error> {
         let settings = &self.inner.settings;
         let exceeded = |what: String, key: &str| {
-            Err(Error::LimitExceeded(format!("{what} allowed by {key} in teepod.toml; ask for less, or raise it")))
+            Err(Error::LimitExceeded(format!(
+                "{what} allowed by {key} in teepod.toml; ask for less, or raise it"
+            )))
         };
         if spec.vcpus > settings.max_vcpus {
             let what = format!("{} vCPUs are more than the {}", spec.vcpus, settings.max_vcpus);
@@ -158,7 +162,10 @@ impl Engine {
         }
         if spec.memory > settings.max_memory {
             let (asked, most) = (spec.memory / MIB, settings.max_memory / MIB);
-            return exceeded(format!("{asked} MiB of memory are more than the {most}"), "cvm.max_allocable_memory_in_mb");
+            return exceeded(
+                format!("{asked} MiB of memory are more than the {most}"),
+                "cvm.max_allocable_memory_in_mb",
+            );
         }
         if spec.disk > settings.max_disk {
             let (asked, most) = (spec.disk / MIB, settings.max_disk / MIB);
@@ -193,7 +200,10 @@ impl Engine {
             return Err(super::errors::unreadable(&spec.name, reason));
         }
         if table.vms.contains_key(&spec.name) || table.reserved.contains_key(&spec.name) {
-            return Err(Error::VmExists(format!("there is a VM {:?} already; choose another name", spec.name.as_str())));
+            return Err(Error::VmExists(format!(
+                "there is a VM {:?} already; choose another name",
+                spec.name.as_str()
+            )));
         }
         table.check_ports(&spec.name, &spec.ports)?;
         let cid = self.lease_cid(&table)?;

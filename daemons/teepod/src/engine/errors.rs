@@ -30,7 +30,9 @@ pub fn internal(error: &dyn std::fmt::Display) -> Error {
 /// The file system is full.
 #[must_use]
 pub fn no_space(error: &dyn std::fmt::Display) -> Error {
-    Error::NoSpace(format!("{error}; free some space, e.g. `dstackctl image remove` or `dstackctl vm remove`"))
+    Error::NoSpace(format!(
+        "{error}; free some space, e.g. `dstackctl image remove` or `dstackctl vm remove`"
+    ))
 }
 
 /// Something that the caller wrote.

@@ -128,7 +128,8 @@ mod tests {
 
     #[test]
     fn the_best_that_worked_unless_forced() {
-        let probe = |kvm, tdx, vhost_vsock| Report { kvm, tdx, vhost_vsock, reason: "r".into(), ..Report::default() };
+        let probe =
+            |kvm, tdx, vhost_vsock| Report { kvm, tdx, vhost_vsock, reason: "r".into(), ..Report::default() };
         for (forced, probe, platform, vsock) in [
             (None, probe(true, true, true), Platform::Tdx, Vsock::Kernel),
             (None, probe(true, false, true), Platform::Kvm, Vsock::Kernel),

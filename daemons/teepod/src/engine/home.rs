@@ -9,8 +9,8 @@ use super::vm::Vm;
 use dstack_core::home::{FromVm, PROTOCOL, Status, ToVm, format, parse};
 use dstack_core::ids::VmName;
 use dstack_core::limits::HOME_PACKET_MAX;
-use dstack_sys::seqpacket::{self, Packet};
 use dstack_sys::peer;
+use dstack_sys::seqpacket::{self, Packet};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -139,7 +139,10 @@ impl Engine {
         let socket = registered(fd)?;
         match receive(&socket).await?.map(|p| parse::<FromVm>(&p.bytes)).transpose()? {
             Some(FromVm::Hello { protocol, vm: said, build }) if said == name => {
-                tracing::debug!(DSTACK_VM = name.as_str(), "VM {name} calls home: dstack-vm {build}, protocol {protocol} (ours is {PROTOCOL})");
+                tracing::debug!(
+                    DSTACK_VM = name.as_str(),
+                    "VM {name} calls home: dstack-vm {build}, protocol {protocol} (ours is {PROTOCOL})"
+                );
                 Ok((socket, vm))
             }
             _ => Err(HomeError::Greeting(name)),

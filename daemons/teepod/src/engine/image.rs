@@ -51,8 +51,12 @@ impl Engine {
     /// `NoSuchImage`, `ImageInUse`.
     pub async fn remove_image(&self, text: &str) -> Result<(), Error> {
         let name: ImageName = text.parse().map_err(super::errors::invalid)?;
-        let users: Vec<String> =
-            self.vms().iter().filter(|vm| vm.record().spec.image == name).map(|vm| vm.name.to_string()).collect();
+        let users: Vec<String> = self
+            .vms()
+            .iter()
+            .filter(|vm| vm.record().spec.image == name)
+            .map(|vm| vm.name.to_string())
+            .collect();
         if !users.is_empty() {
             return Err(Error::ImageInUse(format!(
                 "image {name} is used by {}; remove them or give them another image first",

@@ -187,8 +187,10 @@ impl Engine {
     }
 
     /// Runs file work beside the event loop.
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
         tokio::task::spawn_blocking(work).await.map_err(|e| errors::internal(&e))
     }
 }
-

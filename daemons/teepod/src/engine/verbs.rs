@@ -92,7 +92,8 @@ impl Engine {
                 let image = engine.inner.images.get(&written.spec.image)?;
                 let old = store.config(&written.spec.name)?;
                 // The config disk decides: an upgrade that was cut short is in force or not, never half.
-                written.spec.compose_hash = ComposeHash::of(old.get(&File::AppCompose).map_or(&[], Vec::as_slice));
+                written.spec.compose_hash =
+                    ComposeHash::of(old.get(&File::AppCompose).map_or(&[], Vec::as_slice));
                 let mut files = old.clone();
                 host_files(&mut files, &written, &engine.inner.settings, &image);
                 if files != old {

@@ -153,7 +153,8 @@ impl View {
     /// Port mappings as they travel on the bus.
     #[must_use]
     pub fn ports(&self) -> Vec<(String, String, u16, u16)> {
-        let row = |p: &PortMapping| (p.protocol.to_string(), p.host_address.to_string(), p.host_port, p.vm_port);
+        let row =
+            |p: &PortMapping| (p.protocol.to_string(), p.host_address.to_string(), p.host_port, p.vm_port);
         self.record.spec.ports.iter().map(row).collect()
     }
 }

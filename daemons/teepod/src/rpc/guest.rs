@@ -33,8 +33,9 @@ impl Guest {
         let vm = self.engine.get(&id.id).map_err(failed)?;
         let json = self.engine.call_guest(&vm, &call.method).await.map_err(failed)?;
         let text = if json == "null" { "{}" } else { json.as_str() };
-        let reply: T = serde_json::from_str(text)
-            .map_err(|e| RpcError::failed(format!("the guest's answer to {} is not valid: {e}", call.method)))?;
+        let reply: T = serde_json::from_str(text).map_err(|e| {
+            RpcError::failed(format!("the guest's answer to {} is not valid: {e}", call.method))
+        })?;
         call.reply(&reply)
     }
 }

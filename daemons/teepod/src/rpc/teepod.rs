@@ -273,9 +273,14 @@ fn create(ask: VmConfiguration) -> Result<Create, RpcError> {
 }
 
 fn port(port: &PortMapping) -> Result<Port, RpcError> {
-    let number = |p: u32| u16::try_from(p).map_err(|_| RpcError::failed(format!("port {p} is not possible: use 1 to 65535")));
+    let number = |p: u32| {
+        u16::try_from(p).map_err(|_| RpcError::failed(format!("port {p} is not possible: use 1 to 65535")))
+    };
     Ok(Port {
-        protocol: port.protocol.parse().map_err(|e: dstack_core::spec::SpecError| RpcError::failed(e.to_string()))?,
+        protocol: port
+            .protocol
+            .parse()
+            .map_err(|e: dstack_core::spec::SpecError| RpcError::failed(e.to_string()))?,
         host_address: None,
         host_port: number(port.host_port)?,
         vm_port: number(port.vm_port)?,

@@ -82,12 +82,8 @@ fn units_are_parsed() {
 fn t18_guests_speak_in_codes_and_the_host_in_sentences() {
     let mut said = status(Phase::Booting);
     (said.stage, said.progress, said.error) = ("pull".into(), (3, 7), "pull-failed".into());
-    let mut observed = Observed {
-        unit: UnitState::Activating(false),
-        asked: None,
-        home: true,
-        status: Some(said),
-    };
+    let mut observed =
+        Observed { unit: UnitState::Activating(false), asked: None, home: true, status: Some(said) };
     assert_eq!(observed.boot_progress(), "pulling images (3 of 7)");
     assert!(observed.boot_error().contains("an image could not be pulled"));
     assert!((observed.fraction() - (9.0 + 3.0 / 7.0) / 12.0).abs() < 0.01);

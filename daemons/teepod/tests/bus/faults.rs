@@ -32,7 +32,13 @@ async fn p26_bad_input_is_named_and_leaves_nothing() {
         ("a", COMPOSE, &[("disk", || (101_u64 << 30).into())], "LimitExceeded", "max_disk_size"),
         ("a", COMPOSE, &[("ports", || ports(&[("tcp", 80, 80)]))], "PortNotAllowed", "1024 to 32767"),
         ("a", COMPOSE, &[("ports", || ports(&[("tcp", 0, 80)]))], "InvalidArgument", "1 to 65535"),
-        ("a", COMPOSE, &[("ports", || ports(&[("tcp", 5000, 1), ("tcp", 5000, 2)]))], "InvalidArgument", "once"),
+        (
+            "a",
+            COMPOSE,
+            &[("ports", || ports(&[("tcp", 5000, 1), ("tcp", 5000, 2)]))],
+            "InvalidArgument",
+            "once",
+        ),
         ("a", COMPOSE, &[("vcpu", || 1_u32.into())], "InvalidArgument", "vcpus"),
         ("a", COMPOSE, &[("encrypted_env", || vec![0_u8; 300_000].into())], "InvalidArgument", "larger than"),
     ];
@@ -56,8 +62,12 @@ async fn names_ids_and_ports_are_taken_once() {
     let taken = listener.local_addr().unwrap().port();
     // The kernel may give a port outside the allowed range.
     if taken <= 32_767 {
-        let refused = world.create_stopped("a", &[("ports", ports(&[("tcp", taken, 80)]))]).await.unwrap_err();
-        assert!(matches!(&refused, Error::PortInUse(text) if text.contains("another process")), "{refused:?}");
+        let refused =
+            world.create_stopped("a", &[("ports", ports(&[("tcp", taken, 80)]))]).await.unwrap_err();
+        assert!(
+            matches!(&refused, Error::PortInUse(text) if text.contains("another process")),
+            "{refused:?}"
+        );
     }
     world.create_stopped("a", &[("ports", ports(&[("tcp", 21_100, 80)]))]).await.unwrap();
     let refused = world.create_stopped("a", &[]).await.unwrap_err();
@@ -121,7 +131,7 @@ async fn p30_unreadable_state_is_left_alone_and_others_work() {
     let mut world = World::new().await;
     world.create_stopped("good", &[]).await.unwrap();
     world.create_stopped("bad", &[]).await.unwrap();
-    world.kill_teepod();
+    world.kill_teepod().await;
     let path = world.path("state/vms/bad/record.json");
     std::fs::write(&path, "{ not json").unwrap();
     world.start_teepod().await;
@@ -132,7 +142,10 @@ async fn p30_unreadable_state_is_left_alone_and_others_work() {
         world.manager.remove_vm("bad").await.map(drop).unwrap_err(),
         world.create_stopped("bad", &[]).await.unwrap_err(),
     ] {
-        assert!(matches!(&refused, Error::StateUnreadable(text) if text.contains("record.json")), "{refused:?}");
+        assert!(
+            matches!(&refused, Error::StateUnreadable(text) if text.contains("record.json")),
+            "{refused:?}"
+        );
     }
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "{ not json");
     world.done(&world.manager.start_vm("good").await.unwrap()).await;

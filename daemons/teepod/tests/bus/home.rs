@@ -107,7 +107,7 @@ async fn a_vm_reports_and_passes_descriptors() {
     assert!(matches!(&refused, Error::GuestUnreachable(t) if t.ends_with("console is busy")), "{refused:?}");
 
     // It calls again after teepod was killed.
-    world.kill_teepod();
+    world.kill_teepod().await;
     assert!(vm.receive().await.is_none());
     world.forget_signals();
     world.start_teepod().await;

@@ -32,5 +32,8 @@ async fn import_list_remove() {
     assert_eq!((result.as_str(), name.as_str()), ("failed", "org.dstack.teepod1.ImageInvalid"), "{text}");
     assert_eq!(std::fs::read_dir(world.path("images")).unwrap().count(), 0);
     let refused = world.create_stopped("b", &[]).await.unwrap_err();
-    assert!(matches!(&refused, Error::NoSuchImage(text) if text.contains("dstack-guest-image")), "{refused:?}");
+    assert!(
+        matches!(&refused, Error::NoSuchImage(text) if text.contains("dstack-guest-image")),
+        "{refused:?}"
+    );
 }

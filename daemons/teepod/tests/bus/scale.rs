@@ -42,7 +42,7 @@ async fn p04_fifty_creations_at_once() {
 async fn a_thousand_vms_are_listed_fast() {
     let mut world = World::new().await;
     world.create_stopped("template", &[]).await.unwrap();
-    world.kill_teepod();
+    world.kill_teepod().await;
     let vms = world.path("state/vms");
     let record = std::fs::read_to_string(vms.join("template/record.json")).unwrap();
     let id = |i: u32| format!("00000000-0000-4000-8000-{i:012}");

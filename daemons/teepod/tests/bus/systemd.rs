@@ -57,7 +57,8 @@ pub fn escape(unit: &str) -> String {
 impl Systemd {
     pub async fn new(address: &str) -> Self {
         let connection = zbus::conn::Builder::address(address).build().await.unwrap();
-        let this = Self { inner: Arc::default(), called: watch::Sender::new(0), connection: connection.clone() };
+        let this =
+            Self { inner: Arc::default(), called: watch::Sender::new(0), connection: connection.clone() };
         connection.object_server().at(PATH, Manager(this.clone())).await.unwrap();
         connection.request_name("org.freedesktop.systemd1").await.unwrap();
         this
@@ -104,7 +105,8 @@ impl Systemd {
             (entry.active, entry.sub, entry.result) = (active, sub, result);
             if active.ends_with("ing") { None } else { entry.job.take() }
         };
-        let changed = HashMap::from([("ActiveState", Variant::from(active)), ("SubState", Variant::from(sub))]);
+        let changed =
+            HashMap::from([("ActiveState", Variant::from(active)), ("SubState", Variant::from(sub))]);
         let emitter = SignalEmitter::new(&self.connection, escape(unit)).unwrap();
         let interface = zbus::names::InterfaceName::try_from("org.freedesktop.systemd1.Unit").unwrap();
         let none = std::borrow::Cow::Borrowed(&[][..]);
@@ -247,7 +249,18 @@ impl Manager {
                 let path = OwnedObjectPath::try_from(escape(name)).unwrap();
                 let (active, sub) = (unit.active.to_owned(), unit.sub.to_owned());
                 let (load, none_text) = ("loaded".to_owned(), String::new());
-                (name.clone(), String::new(), load, active, sub, none_text.clone(), path, 0, none_text, none())
+                (
+                    name.clone(),
+                    String::new(),
+                    load,
+                    active,
+                    sub,
+                    none_text.clone(),
+                    path,
+                    0,
+                    none_text,
+                    none(),
+                )
             })
             .collect()
     }

@@ -6,7 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 
 /// One request; status and body.
 async fn request(world: &World, line: &str, token: Option<&str>, body: &str) -> (u16, String) {
-    let mut text = format!("{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
+    let mut text =
+        format!("{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
     if let Some(token) = token {
         text += &format!("Authorization: Bearer {token}\r\n");
     }
@@ -33,8 +34,14 @@ async fn p32_nothing_is_answered_without_the_token() {
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     let token = std::fs::read_to_string(path).unwrap().trim().to_owned();
     for line in [
-        "POST /prpc/Teepod.Status", "GET /prpc/Teepod.Status", "POST /prpc/Status", "POST /guest/Info",
-        "GET /logs?id=a", "GET /", "GET /nope", "POST /prpc/Teepod.CreateVm",
+        "POST /prpc/Teepod.Status",
+        "GET /prpc/Teepod.Status",
+        "POST /prpc/Status",
+        "POST /guest/Info",
+        "GET /logs?id=a",
+        "GET /",
+        "GET /nope",
+        "POST /prpc/Teepod.CreateVm",
     ] {
         for wrong in [None, Some("wrong"), Some("")] {
             assert_eq!(request(&world, line, wrong, "{}").await.0, 401, "{line} {wrong:?}");
@@ -62,7 +69,11 @@ async fn the_originals_calls_work() {
     world.until_state("web", "running").await;
     let (_, reply) = call("Status", serde_json::json!({})).await;
     let vm = &reply["vms"][0];
-    assert_eq!((vm["status"].as_str(), vm["boot_progress"].as_str()), (Some("running"), Some("done")), "{reply}");
+    assert_eq!(
+        (vm["status"].as_str(), vm["boot_progress"].as_str()),
+        (Some("running"), Some("done")),
+        "{reply}"
+    );
     assert_eq!(vm["configuration"]["compose_file"], COMPOSE);
     assert_eq!(vm["configuration"]["memory"], 1024);
     assert_eq!(reply["port_mapping_enabled"], true);

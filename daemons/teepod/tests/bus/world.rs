@@ -3,7 +3,7 @@
 
 use crate::polkit::Polkit;
 use crate::systemd::Systemd;
-use dstack_service::api::teepod1::{Error, JobProxy, ManagerProxy, Options, VmProxy};
+use dstack_service::api::teepod1::{Error, JobProxy, ManagerProxy, NAME, Options, VmProxy};
 use futures_util::StreamExt;
 use rustix::io::{FdFlags, fcntl_setfd};
 use sha2::{Digest, Sha256};
@@ -116,7 +116,8 @@ impl World {
         }
         make_image(&dir.path().join("images/dstack-0.1.0"), "dstack", "0.1.0");
         let images = dir.path().join("images").display().to_string();
-        std::fs::write(dir.path().join("etc/teepod.toml"), format!("image_path = {images:?}\n{settings}")).unwrap();
+        std::fs::write(dir.path().join("etc/teepod.toml"), format!("image_path = {images:?}\n{settings}"))
+            .unwrap();
         let (bus, address) = spawn_bus(dir.path());
         let systemd = Systemd::new(&address).await;
         let polkit = Polkit::new(&address).await;
@@ -148,6 +149,8 @@ impl World {
 
     /// Starts the daemon as systemd would, and waits until it has its name.
     pub async fn start_teepod(&mut self) {
+        // Jobs are numbered from one again.
+        self.forget_signals();
         let fds: Vec<i32> = self.listeners.iter().map(AsRawFd::as_raw_fd).collect();
         let script = format!("export LISTEN_PID=$$; exec \"$@\" 3<&{} 4<&{}", fds[0], fds[1]);
         let mut owners = zbus::fdo::DBusProxy::new(&self.connection)
@@ -172,7 +175,7 @@ impl World {
         let named = async {
             while let Some(change) = owners.next().await {
                 let args = change.args().unwrap();
-                if args.name() == "org.dstack.teepod1" && args.new_owner().is_some() {
+                if args.name() == NAME && args.new_owner().is_some() {
                     return;
                 }
             }
@@ -181,8 +184,26 @@ impl World {
     }
 
     /// SIGKILL, as the kernel or an operator would.
-    pub fn kill_teepod(&mut self) {
+    pub async fn kill_teepod(&mut self) {
         drop(self.teepod.take());
+        // The bus may learn of it a little later.
+        let bus = zbus::fdo::DBusProxy::new(&self.connection).await.unwrap();
+        let mut owners = bus.receive_name_owner_changed_with_args(&[(0, NAME)]).await.unwrap();
+        if bus.name_has_owner(NAME.try_into().unwrap()).await.unwrap() {
+            owners.next().await.unwrap();
+        }
+    }
+
+    /// Waits until a file has this text.
+    pub async fn until_file(&self, name: &str, part: &str) {
+        for _ in 0..500 {
+            if std::fs::read_to_string(self.path(name)).is_ok_and(|text| text.contains(part)) {
+                return;
+            }
+            // Nothing tells of a file.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("no {part} in {name}");
     }
 
     /// Names of all files below teepod's state of VMs.
@@ -277,7 +298,11 @@ impl World {
     }
 
     /// Creates a VM that does not start.
-    pub async fn create_stopped(&self, name: &str, more: &[(&'static str, Variant<'static>)]) -> Result<(), Error> {
+    pub async fn create_stopped(
+        &self,
+        name: &str,
+        more: &[(&'static str, Variant<'static>)],
+    ) -> Result<(), Error> {
         let mut options = options(more);
         options.insert("start", false.into());
         let (_, job) = self.manager.create_vm(name, COMPOSE.as_bytes(), options).await?;
