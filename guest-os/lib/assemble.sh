@@ -11,7 +11,7 @@ uuid=64737461-636b-4775-6573-7420726f6f74
 salt=64737461636b206775657374206f7320726f6f74206861736820747265652030
 
 echo "assemble: initrd"
-"$src/lib/initrd.sh" "$root" "$src/lists/initrd" "$src/lists/kernel-modules" "$out/initrd"
+"$src/lib/initrd.sh" "$root" "$src" "$out/initrd"
 
 echo "assemble: erofs (${COMPRESS:=lz4})"
 vmlinuz=$(mktemp)
@@ -26,10 +26,8 @@ veritysetup format "$out/root.img" "$out/root.img" --hash-offset="$size" --data-
     --uuid="$uuid" --salt="$salt" --root-hash-file="$out/root.hash" >/dev/null
 
 echo "assemble: UKI"
-disk=/dev/disk/by-id/virtio-dstack-root
-lines() { for f in "$src/cmdline" ${PROFILES//,/ }; do [ ! -e "$f" ] && f=$src/mkosi.profiles/$f/cmdline; [ ! -e "$f" ] || sed -e 's/#.*//' -e '/^$/d' "$f"; done; }
-cmdline="$(lines | paste -sd' ') roothash=$(cat "$out/root.hash") systemd.verity_root_data=$disk \
-systemd.verity_root_hash=$disk systemd.verity_root_options=hash-offset=$size,panic-on-corruption"
+lines() { for f in "$src/cmdline" ${PROFILES//,/ }; do [ -e "$f" ] || f=$src/mkosi.profiles/$f/cmdline; [ ! -e "$f" ] || sed -e 's/#.*//' -e '/^$/d' "$f"; done; }
+cmdline="$(lines | paste -sd' ') roothash=$(cat "$out/root.hash") dstack.hash_offset=$size"
 ukify build --linux="$vmlinuz" --initrd="$out/initrd" --cmdline="$cmdline" --uname="$kernel" \
     --os-release="@$root/usr/lib/os-release" --output="$out/guest.efi" >/dev/null
 rm -f "$vmlinuz" "$out/initrd"
