@@ -21,6 +21,8 @@ pub enum Exit {
     Timeout = 5,
     /// Ctrl-C.
     Interrupted = 130,
+    /// The reader of standard output has enough, such as `head`.
+    Closed = 141,
 }
 
 /// Why a command did not succeed.

@@ -73,11 +73,13 @@ fn print(name: &VmName, wanted: &Wanted, ui: &Ui) -> Result<(), Failure> {
         let none = format!("there are no records of {} that you may read", name.unit());
         return Err(unreadable(&none));
     }
-    while wanted.follow {
+    if !wanted.follow {
+        return Ok(());
+    }
+    loop {
         journal.wait(Some(WAIT)).map_err(|e| unreadable(&e))?;
         drain(&mut journal, wanted, ui)?;
     }
-    Ok(())
 }
 
 /// The journal, narrowed to what the unit says and what systemd says of it.

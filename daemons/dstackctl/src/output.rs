@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a command prints: text and tables that fit the terminal, or JSON.
 
-use crate::errors::Failure;
+use crate::errors::{Exit, Failure};
 use comfy_table::{ContentArrangement, Table, presets};
 use rustix::termios;
 use serde::Serialize;
@@ -111,8 +111,7 @@ impl Ui {
 fn write(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        // A reader such as `head` has enough; there is nobody left to tell.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(Failure::with(Exit::Closed, "")),
         other => other.map_err(|e| Failure::new(format!("cannot write to standard output: {e}"))),
     }
 }
@@ -124,6 +123,9 @@ pub fn note(text: &str) {
 
 /// Prints a failure to standard error.
 pub fn report(failure: &Failure) {
+    if failure.exit == Exit::Closed {
+        return;
+    }
     note(&format!("dstackctl: {}", failure.message));
     if let Some(hint) = &failure.hint {
         note(&format!("  hint: {hint}"));
