@@ -70,7 +70,9 @@ fn steps(layout: &Layout, status: &Status) -> Result<(), PrepareError> {
     outputs::write_all(layout, &outputs::render(layout, &inputs, keys.provider()))
         .map_err(PrepareError::Outputs)?;
     let key = keys.disk().map_err(PrepareError::Keys)?;
-    Ok(disk::prepare(layout, &key)?)
+    disk::prepare(layout, &key)?;
+    status.stage(Stage::Docker);
+    Ok(())
 }
 
 /// T6: the device is read once; everything after works on that buffer.

@@ -55,8 +55,8 @@ impl Status {
     ///
     /// # Errors
     /// The error of reading the file.
-    pub fn failure(&self) -> io::Result<(Failure, Reported)> {
-        Ok(verdict(&std::fs::read(&self.0)?))
+    pub fn failure(&self, step: Step) -> io::Result<(Failure, Reported)> {
+        Ok(verdict(&std::fs::read(&self.0)?, step))
     }
 
     /// Appends; a boot that works must not fail for want of a status line, so an error only reaches the journal.
@@ -100,16 +100,26 @@ pub enum Reported {
     No,
 }
 
+/// Whose failure is reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// dstack-prepare's or data.mount's.
+    Prepare,
+    /// Docker's or dstack-app's.
+    App,
+}
+
 /// Reads the outcome from the file's bytes.
 #[must_use]
-pub fn verdict(bytes: &[u8]) -> (Failure, Reported) {
+pub fn verdict(bytes: &[u8], step: Step) -> (Failure, Reported) {
     let lines = bytes.split(|b| *b == b'\n').filter_map(|l| Line::parse(l).ok().flatten());
     let mut guess = (Failure::Internal, Reported::No);
     for line in lines {
         guess = match line {
             Line::Error(failure) => (failure, Reported::Yes),
-            Line::Stage(Stage::Docker) => (Failure::DockerFailed, Reported::No),
-            Line::Stage(Stage::Disk) => (Failure::DiskFailed, Reported::No),
+            // The stage begins when dstack-prepare ends, and the disk is mounted before Docker starts.
+            Line::Stage(Stage::Docker) if step == Step::App => (Failure::DockerFailed, Reported::No),
+            Line::Stage(Stage::Docker | Stage::Disk) => (Failure::DiskFailed, Reported::No),
             Line::Stage(_) | Line::Ready => (Failure::Internal, Reported::No),
             _ => guess,
         };
@@ -141,14 +151,16 @@ mod tests {
 
     #[test]
     fn a_silent_death_is_blamed_on_its_stage() {
-        for (text, expected) in [
-            ("", (Failure::Internal, Reported::No)),
-            ("STAGE config\nSTAGE disk\n", (Failure::DiskFailed, Reported::No)),
-            ("STAGE disk\nSTAGE docker\n", (Failure::DockerFailed, Reported::No)),
-            ("STAGE docker\nSTAGE pull\nPROGRESS 1 2\n", (Failure::Internal, Reported::No)),
-            ("STAGE pull\nERROR pull-failed\n", (Failure::PullFailed, Reported::Yes)),
+        let (app, prepare) = (Step::App, Step::Prepare);
+        for (text, step, expected) in [
+            ("", prepare, (Failure::Internal, Reported::No)),
+            ("STAGE config\nSTAGE disk\n", prepare, (Failure::DiskFailed, Reported::No)),
+            ("STAGE disk\nSTAGE docker\n", prepare, (Failure::DiskFailed, Reported::No)),
+            ("STAGE disk\nSTAGE docker\n", app, (Failure::DockerFailed, Reported::No)),
+            ("STAGE docker\nSTAGE pull\nPROGRESS 1 2\n", app, (Failure::Internal, Reported::No)),
+            ("STAGE pull\nERROR pull-failed\n", app, (Failure::PullFailed, Reported::Yes)),
         ] {
-            assert_eq!(verdict(text.as_bytes()), expected, "{text}");
+            assert_eq!(verdict(text.as_bytes(), step), expected, "{text}");
         }
     }
 }

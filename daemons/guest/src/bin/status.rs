@@ -2,15 +2,14 @@
 //! `dstack-status`: the boot's status, for the host and for the units of the boot.
 //!
 //! - `serve`: one connection of dstack-status.socket on standard input; only the host (CID 2) is served
-//! - `stage docker`: Docker is about to start
-//! - `report`: the boot failed; adds the `ERROR` line unless the step that failed did, and prints its sentence
+//! - `report prepare`, `report app`: the boot failed there; adds the `ERROR` line unless the step that failed did, and
+//!   prints its sentence
 //! - `await-delivery`: until the host has been sent the `ERROR` line, at most 30 seconds
 //! - `stopping`: the guest shuts down in order
 
-use dstack_core::boot::Stage;
 use dstack_guest::follow;
 use dstack_guest::layout::Layout;
-use dstack_guest::status::{Reported, Status};
+use dstack_guest::status::{Reported, Status, Step};
 use std::io;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
@@ -24,17 +23,14 @@ fn main() -> ExitCode {
     let status = Status::new(&layout.status());
     let done = match words.as_slice() {
         ["serve"] => serve(&layout),
-        ["stage", "docker"] => {
-            status.stage(Stage::Docker);
-            Ok(())
-        }
-        ["report"] => report(&status),
+        ["report", "prepare"] => report(&status, Step::Prepare),
+        ["report", "app"] => report(&status, Step::App),
         ["await-delivery"] => follow::await_delivery(&layout.delivered(), DELIVERY_SECONDS).map(drop),
         ["stopping"] => {
             status.stopping();
             Ok(())
         }
-        _ => Err(io::Error::other("use serve, stage docker, report, await-delivery or stopping")),
+        _ => Err(io::Error::other("use serve, report prepare, report app, await-delivery or stopping")),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -56,8 +52,8 @@ fn serve(layout: &Layout) -> io::Result<()> {
 }
 
 /// Prints a fixed sentence; the unit sends it to the console.
-fn report(status: &Status) -> io::Result<()> {
-    let (failure, reported) = status.failure()?;
+fn report(status: &Status, step: Step) -> io::Result<()> {
+    let (failure, reported) = status.failure(step)?;
     if reported == Reported::No {
         status.error(failure);
     }
