@@ -61,10 +61,10 @@ impl Gate {
         match (verdict.is_authorized, verdict.is_challenge) {
             (true, _) => Ok(()),
             (false, true) => Err(Fdo::interactive_required(format!(
-                "authentication is needed for {action}; run as root, join group dstack-admin, or use an interactive terminal"
+                "interactive authentication is needed for {action}; run as root, join group dstack-admin, or use an interactive terminal"
             ))),
             (false, false) => Err(Fdo::access_denied(format!(
-                "polkit denies {action}; run as root or join group dstack-admin"
+                "Access denied: polkit does not allow {action}; run as root or join group dstack-admin"
             ))),
         }
     }
