@@ -164,9 +164,10 @@ impl Qmp {
     /// Sends what waits and reads what has come; call it when the descriptor is ready. `None` at the end of the stream.
     ///
     /// # Errors
-    /// The error of `read(2)` or `send(2)`: QEMU is gone.
+    /// The error of `read(2)`: QEMU is gone.
     pub fn ready(&mut self) -> io::Result<Option<Vec<Message>>> {
-        self.flush()?;
+        // A QEMU that does not listen any more may have said why it ends.
+        let _ = self.flush();
         let mut chunk = [0; 4096];
         let count = match rustix::io::read(&self.fd, &mut chunk) {
             Ok(0) => return Ok(None),
@@ -177,7 +178,7 @@ impl Qmp {
         let lines = self.lines.push(chunk.get(..count).unwrap_or_default());
         let messages: Vec<Message> = lines.iter().filter_map(|line| parse(line).ok()).collect();
         if messages.contains(&Message::Greeting) {
-            self.greet()?;
+            let _ = self.greet();
         }
         Ok(Some(messages))
     }
@@ -193,7 +194,10 @@ impl Qmp {
             match send(&self.fd, &self.output, SendFlags::NOSIGNAL) {
                 Ok(sent) => drop(self.output.drain(..sent)),
                 Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => break,
-                Err(e) => return Err(e.into()),
+                Err(e) => {
+                    self.output.clear();
+                    return Err(e.into());
+                }
             }
         }
         Ok(())
@@ -256,6 +260,20 @@ mod tests {
         theirs.write_all(b"DOWN\",\"data\":{\"reason\":\"guest-shutdown\"}}\r\n").unwrap();
         assert_eq!(qmp.ready().unwrap(), Some(vec![Message::Shutdown(Reason::GuestShutdown)]));
         drop(theirs);
+        assert_eq!(qmp.ready().unwrap(), None);
+    }
+
+    #[test]
+    fn last_words_are_read_though_nobody_listens() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut qmp = Qmp::new(ours.into());
+        theirs
+            .write_all(b"{\"QMP\":{}}\n{\"event\":\"SHUTDOWN\",\"data\":{\"reason\":\"guest-reset\"}}\n")
+            .unwrap();
+        drop(theirs);
+        let messages = qmp.ready().unwrap().unwrap();
+        assert_eq!(messages, [Message::Greeting, Message::Shutdown(Reason::GuestReset)]);
         assert_eq!(qmp.ready().unwrap(), None);
     }
 }

@@ -164,6 +164,7 @@ impl Vm {
         loop {
             self.tick();
             if let Some(status) = self.exit {
+                self.end_helper();
                 return status;
             }
             match self.wait() {
@@ -171,6 +172,14 @@ impl Vm {
                 Ok(ready) => ready.into_iter().rev().for_each(|token| self.ready(token)),
                 Err(e) => return fail(&self.journal, &SetupError::System("poll", e)),
             }
+        }
+    }
+
+    /// Ends the vsock process, so that systemd need not.
+    fn end_helper(&mut self) {
+        if let Some((mut child, _)) = self.vsock.take() {
+            let _ = child.kill();
+            let _ = child.wait();
         }
     }
 
