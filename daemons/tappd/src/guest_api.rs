@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! vsock 8000: `/api/<Method>` for teepod on the host, and for nobody else (T18).
+//! vsock 8000: `/api/<Method>` and `/logs/<container>` for teepod on the host, and for nobody else (T18).
 
 use crate::agent::Agent;
-use axum::Router;
+use axum::extract::{Path, RawQuery, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Extension, Router};
 use dstack_rpc::guest::{Container, ListContainersResponse};
 use dstack_rpc::listener::HOST_CID;
 use dstack_rpc::{Call, Peer, RpcError, Service};
@@ -45,15 +49,35 @@ pub struct GuestApi<P> {
 
 /// Everything that the `guest-api` socket serves.
 pub fn router<P: Power>(agent: Arc<Agent>, power: P) -> Router {
-    dstack_rpc::router("/api", Arc::new(GuestApi::new(agent, power)))
+    let api = dstack_rpc::router("/api", Arc::new(GuestApi::new(Arc::clone(&agent), power)));
+    Router::new().route("/logs/{container}", get(logs)).with_state(agent).merge(api)
+}
+
+const HOST_ONLY: &str = "the guest API answers the host only";
+
+const fn is_host(peer: Option<&Peer>) -> bool {
+    matches!(peer, Some(Peer::Vsock { cid: HOST_CID, .. }))
+}
+
+/// The logs that the app makes public anyway, for an operator without a way into the guest's network.
+async fn logs(
+    State(agent): State<Arc<Agent>>,
+    peer: Option<Extension<Peer>>,
+    Path(container): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Response {
+    if !is_host(peer.as_deref()) {
+        return (StatusCode::FORBIDDEN, HOST_ONLY).into_response();
+    }
+    crate::http::read_logs(&agent, &container, &query.unwrap_or_default()).await
 }
 
 impl<P: Power> Service for GuestApi<P> {
     const NAMES: &'static [&'static str] = &["GuestApi"];
 
     async fn call(&self, call: Call) -> Result<Vec<u8>, RpcError> {
-        if !matches!(call.peer, Some(Peer::Vsock { cid: HOST_CID, .. })) {
-            return Err(RpcError::forbidden("the guest API answers the host only"));
+        if !is_host(call.peer.as_ref()) {
+            return Err(RpcError::forbidden(HOST_ONLY));
         }
         match call.method.as_str() {
             "Info" => call.reply(&self.agent.guest_info()),

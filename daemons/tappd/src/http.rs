@@ -106,14 +106,19 @@ async fn logs(
     Path(container): Path<String>,
     RawQuery(query): RawQuery,
 ) -> Response {
+    read_logs(&agent, &container, &query.unwrap_or_default()).await
+}
+
+/// The answer to `/logs/<container>?<query>`, on whatever door it was asked.
+pub(crate) async fn read_logs(agent: &Agent, container: &str, query: &str) -> Response {
     if !agent.app.public_logs {
         return private("logs", "public_logs");
     }
-    let query = match Query::parse(&query.unwrap_or_default(), now()) {
+    let query = match Query::parse(query, now()) {
         Ok(query) => query,
         Err(e) => return (StatusCode::BAD_REQUEST, error(&e.to_string())).into_response(),
     };
-    match agent.open_log(&container, query).await {
+    match agent.open_log(container, query).await {
         Ok(chunks) => typed("text/plain; charset=utf-8", streamed(chunks)),
         // Status 200, as clients of the original expect.
         Err(e) => error(&e.to_string()).into_response(),

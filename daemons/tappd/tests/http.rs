@@ -4,6 +4,8 @@
 
 mod common;
 
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
 use common::{Journal, eventually};
 use dstack_rpc::guest::{ListContainersResponse, SysInfo};
 use dstack_rpc::{Call, Format, Listener, Peer, RpcError, ServeOptions, Service, Stream, client};
@@ -195,4 +197,27 @@ async fn t18_the_guest_api_answers_the_host_alone() {
     );
     assert_eq!(ask(&api, "Shutdown", host.clone()).await.unwrap(), b"null");
     assert_eq!(ask(&api, "Dance", host).await.unwrap_err().status.as_u16(), 404);
+}
+
+/// Asks the guest API's router for a container's log as this peer.
+async fn ask_logs(agent: &Arc<Agent>, peer: Option<Peer>) -> StatusCode {
+    let mut request = Request::get("/logs/web?text").body(Body::empty()).unwrap();
+    if let Some(peer) = peer {
+        request.extensions_mut().insert(peer);
+    }
+    let mut router = dstack_tappd::guest_api::router(Arc::clone(agent), Switch(Arc::default()));
+    tower_service::Service::call(&mut router, request).await.unwrap().status()
+}
+
+#[tokio::test]
+async fn t18_the_host_reads_public_logs_and_no_others() {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let host = Some(Peer::Vsock { cid: 2, port: 1 });
+    let public = agent(one.path(), App { public_logs: true, ..App::default() });
+    let private = agent(two.path(), App::default());
+    assert_eq!(ask_logs(&public, host.clone()).await, StatusCode::OK);
+    assert_eq!(ask_logs(&private, host).await, StatusCode::FORBIDDEN);
+    for peer in [None, Some(Peer::Vsock { cid: 3, port: 1 })] {
+        assert_eq!(ask_logs(&public, peer).await, StatusCode::FORBIDDEN);
+    }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The three switches that every daemon has.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 /// What the command line asks for.
@@ -57,28 +58,30 @@ pub fn answer(
 ) -> Option<ExitCode> {
     match request {
         Request::Run => None,
-        Request::Print(text) => {
-            print!("{text}");
-            Some(ExitCode::SUCCESS)
-        }
+        Request::Print(text) => Some(say(text)),
         Request::Refuse(text) => {
             eprint!("{text}");
             Some(ExitCode::from(2))
         }
-        Request::Introspect(path) if path == "list" => {
-            paths.iter().for_each(|p| println!("{p}"));
-            Some(ExitCode::SUCCESS)
-        }
+        Request::Introspect(path) if path == "list" => Some(say(&format!("{}\n", paths.join("\n")))),
         Request::Introspect(path) => match describe(path) {
-            Some(xml) => {
-                println!("{xml}");
-                Some(ExitCode::SUCCESS)
-            }
+            Some(xml) => Some(say(&format!("{xml}\n"))),
             None => {
                 eprintln!("no object {path:?}; known are: {}", paths.join(" "));
                 Some(ExitCode::from(2))
             }
         },
+    }
+}
+
+/// Prints to standard output; a reader that has gone away is no failure.
+fn say(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            eprintln!("cannot write: {error}");
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::SUCCESS,
     }
 }
 
