@@ -7,6 +7,7 @@
 //! - [`store`], [`images`]: files
 
 pub mod bus;
+pub mod console;
 pub mod daemon;
 pub mod engine;
 pub mod host;
