@@ -5,7 +5,9 @@
 //! short smoke run over mutated samples in every `cargo nextest run`, and coverage-guided under libFuzzer
 //! (`libfuzzer/README.md`).
 
-use dstack_core::{boot, client_hello, compose, config_disk, env, event_log, home, ids, image, sni, spec};
+use dstack_core::{
+    boot, client_hello, compose, config_disk, env, event_log, home, ids, image, quote_sim_wire, sni, spec,
+};
 
 /// A fuzz target: its name, the function, and well-formed samples to mutate.
 #[derive(Clone, Copy)]
@@ -34,6 +36,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "event_log", run: event_log, samples: event_log_samples },
     Target { name: "client_hello", run: client_hello, samples: client_hello_samples },
     Target { name: "sni", run: sni, samples: sni_samples },
+    Target { name: "quote_sim_wire", run: quote_sim_wire, samples: quote_sim_wire_samples },
     Target { name: "ids", run: ids, samples: id_samples },
 ];
 
@@ -216,4 +219,28 @@ fn sni_samples() -> Vec<Vec<u8>> {
     [".app.example.com", "-8080s.app.example.com", "s.app.example.com", ":8043", "-80g.app.example.com"]
         .map(|tail| format!("{id}{tail}").into_bytes())
         .to_vec()
+}
+
+/// A request that parses is framed so that it parses to the same; replies have one reading, or a refusal.
+pub fn quote_sim_wire(bytes: &[u8]) {
+    if let Ok(request) = quote_sim_wire::parse_request(bytes) {
+        let frame = quote_sim_wire::frame(&request).unwrap_or_default();
+        let body = frame.get(4..).unwrap_or_default();
+        assert_eq!(quote_sim_wire::parse_request(body), Ok(request), "request changed");
+    }
+    let quoted = quote_sim_wire::parse_reply::<quote_sim_wire::Quoted>(bytes);
+    let _ = quote_sim_wire::parse_reply::<quote_sim_wire::Registers>(bytes);
+    assert!(quoted.is_err() || bytes.len() <= quote_sim_wire::FRAME_MAX, "too large");
+}
+
+fn quote_sim_wire_samples() -> Vec<Vec<u8>> {
+    let (data, digest) = ("01".repeat(64), "02".repeat(48));
+    let mut samples = vec![
+        format!(r#"{{"op":"quote","report_data":"{data}"}}"#),
+        format!(r#"{{"op":"extend","digest":"{digest}"}}"#),
+        r#"{"op":"registers"}"#.to_owned(),
+        r#"{"error":"no such VM"}"#.to_owned(),
+    ];
+    samples.push(format!(r#"{{"quote":"{data}"}}"#));
+    samples.into_iter().map(String::into_bytes).collect()
 }

@@ -13,6 +13,7 @@
 //! - [`home`]: the packets between teepod and a running dstack-vm
 //! - [`qemu`]: the command line of QEMU
 //! - [`qemu_probe`]: what a host can run
+//! - [`quote_sim_wire`]: frames between a guest and the simulated TEE
 
 pub mod boot;
 pub mod client_hello;
@@ -26,5 +27,6 @@ pub mod image;
 pub mod limits;
 pub mod qemu;
 pub mod qemu_probe;
+pub mod quote_sim_wire;
 pub mod sni;
 pub mod spec;
