@@ -118,7 +118,7 @@ fn exit_of(name: &str) -> Exit {
     }
 }
 
-/// Hints that only the command line can give: the daemon's own sentences say the rest.
+/// Hints that only the command line can give: the daemon's own sentences say what to do about the rest.
 fn hint_of(name: &str) -> Option<&'static str> {
     const TEEPOD: &str = "dstack-teepod does not run: systemctl start dstack-teepod.socket dstack-teepod.service \
                           (if there is no such unit: apt install dstack-teepod)";
@@ -127,21 +127,9 @@ fn hint_of(name: &str) -> Option<&'static str> {
         "ServiceUnknown" | "NameHasNoOwner" | "NoSuchUnit" | "UnitMasked" => Some(TEEPOD),
         _ if name.starts_with("org.freedesktop.DBus.Error.Spawn.") => Some(TEEPOD),
         "NoReply" | "Disconnected" => Some("see why: journalctl -u dstack-teepod -n 50"),
-        "NoSuchVm" => Some("list VMs: dstackctl vm list"),
-        "NoSuchImage" => {
-            Some("list images: dstackctl image list; install one: apt install dstack-guest-image")
+        "AccessDenied" | "AuthFailed" | "InteractiveAuthorizationRequired" => {
+            Some("use sudo, or become a member of the group: adduser $USER dstack-admin")
         }
-        "AccessDenied" | "AuthFailed" => {
-            Some("run it with sudo, or join the group: adduser $USER dstack-admin")
-        }
-        "InteractiveAuthorizationRequired" => {
-            Some("run it with sudo, in a terminal without --no-ask-password, or join the group dstack-admin")
-        }
-        "VmRunning" => Some("stop it first: dstackctl vm stop NAME"),
-        "VmNotRunning" => Some("start it: dstackctl vm start NAME"),
-        "VmExists" => Some("choose another with --name, or remove the old one: dstackctl vm remove NAME"),
-        "PortInUse" => Some("choose another host port with -p"),
-        "NoSpace" => Some("free some space, or choose a smaller --disk"),
         _ => None,
     }
 }

@@ -53,9 +53,11 @@ async fn list(client: &Client, ui: &Ui) -> Result<(), Failure> {
     let rows = images.into_iter().map(|(name, version, hash, is_dev, size)| {
         let full = full_name(&name, &version);
         let mark = if full == default { "default" } else { "" };
-        let kind =
-            if is_dev { ui.paint(Tone::Warning, "dev: anybody can log in") } else { "production".to_owned() };
-        vec![full, kind, show_size(size), mark.to_owned(), hash]
+        let kind = match is_dev {
+            true => Ui::cell(Tone::Warning, "dev: anybody can log in"),
+            false => "production".into(),
+        };
+        vec![full.into(), kind, show_size(size).into(), mark.into(), ui.id(&hash).into()]
     });
     ui.text(&ui.table(&["NAME", "KIND", "SIZE", "", "HASH"], rows.collect()))
 }

@@ -60,7 +60,7 @@ async fn list(client: &Client, name: &str, ui: &Ui) -> Result<(), Failure> {
     }
     let rows = answer.containers.into_iter().map(|c| {
         let names: Vec<&str> = c.names.iter().map(|n| n.trim_start_matches('/')).collect();
-        vec![safe(&names.join(",")), safe(&c.state), safe(&c.image), safe(&c.status)]
+        [names.join(","), c.state, c.image, c.status].iter().map(|t| safe(t).into()).collect()
     });
     ui.text(&ui.table(&["CONTAINER", "STATE", "IMAGE", "STATUS"], rows.collect()))
 }

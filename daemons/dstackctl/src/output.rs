@@ -2,7 +2,7 @@
 //! What a command prints: text and tables that fit the terminal, or JSON.
 
 use crate::errors::{Exit, Failure};
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
 use rustix::termios;
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
@@ -65,6 +65,28 @@ impl Ui {
         format!("\u{1b}[{code}m{text}\u{1b}[0m")
     }
 
+    /// A cell of a table, in the colour of its meaning.
+    #[must_use]
+    pub fn cell(tone: Tone, text: impl ToString) -> Cell {
+        let cell = Cell::new(text.to_string());
+        match tone {
+            Tone::Good => cell.fg(Color::DarkGreen),
+            Tone::Warning => cell.fg(Color::DarkYellow),
+            Tone::Bad => cell.fg(Color::DarkRed),
+            Tone::Faint => cell.add_attribute(Attribute::Dim),
+            Tone::Plain => cell,
+        }
+    }
+
+    /// An id, shortened where the terminal is too narrow for it; JSON and pipes get all of it.
+    #[must_use]
+    pub fn id(&self, id: &str) -> String {
+        match id.get(..12) {
+            Some(head) if self.width.is_some_and(|w| w < 120) => format!("{head}\u{2026}"),
+            _ => id.to_owned(),
+        }
+    }
+
     /// Prints to standard output.
     ///
     /// # Errors
@@ -89,8 +111,13 @@ impl Ui {
 
     /// A table without lines, as wide as its content but not wider than the terminal.
     #[must_use]
-    pub fn table(&self, head: &[&str], rows: Vec<Vec<String>>) -> String {
+    pub fn table(&self, head: &[&str], rows: Vec<Vec<Cell>>) -> String {
         let mut table = Table::new();
+        // Whether there is a terminal, and colours on it, is decided here alone.
+        table.force_no_tty();
+        if self.color {
+            table.enforce_styling();
+        }
         table.load_style(presets::NOTHING);
         match self.width {
             Some(width) => table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width),
@@ -140,8 +167,8 @@ mod tests {
         Ui { json: false, color: false, width, animated: false }
     }
 
-    fn rows() -> Vec<Vec<String>> {
-        let row = |cells: [&str; 3]| cells.map(str::to_owned).to_vec();
+    fn rows() -> Vec<Vec<Cell>> {
+        let row = |[a, b, c]: [&str; 3]| vec![a.into(), Ui::cell(Tone::Good, b), c.into()];
         vec![
             row(["hello", "running", "3327603e03f5bd1f830812ca4a789277fc31f577"]),
             row(["b", "booting", "pulling images, which may take a while over this network"]),
@@ -165,6 +192,26 @@ mod tests {
         assert_eq!(lines.len(), 3);
         assert_eq!(lines.first(), Some(&"NAME   STATE    WHAT"));
         assert_eq!(lines.get(1), Some(&"hello  running  3327603e03f5bd1f830812ca4a789277fc31f577"));
+    }
+
+    #[test]
+    fn colours_do_not_move_columns() {
+        let colored = Ui { color: true, ..ui(None) }.table(&["NAME", "STATE", "WHAT"], rows());
+        assert!(colored.contains("\u{1b}["), "{colored:?}");
+        let mut plain = String::new();
+        for (index, part) in colored.split("\u{1b}[").enumerate() {
+            plain.push_str(if index == 0 { part } else { part.split_once('m').map_or("", |p| p.1) });
+        }
+        let trimmed: Vec<&str> = plain.lines().map(str::trim_end).collect();
+        assert_eq!(trimmed.join("\n"), ui(None).table(&["NAME", "STATE", "WHAT"], rows()).trim_end());
+    }
+
+    #[test]
+    fn long_ids_are_shortened_on_narrow_terminals() {
+        let id = "3327603e03f5bd1f830812ca4a789277fc31f577";
+        assert_eq!(ui(Some(80)).id(id), "3327603e03f5\u{2026}");
+        assert_eq!(ui(Some(160)).id(id), id);
+        assert_eq!(ui(None).id(id), id);
     }
 
     #[test]

@@ -170,7 +170,7 @@ async fn list(client: &Client, ui: &Ui) -> Result<(), Failure> {
         return Ok(());
     }
     let cells = rows.into_iter().map(|(name, _, app_id, state, image, words, _)| {
-        vec![name, ui.paint(tone(&state), &state), words, image, app_id]
+        vec![name.into(), Ui::cell(tone(&state), &state), words.into(), image.into(), ui.id(&app_id).into()]
     });
     ui.text(&ui.table(&["NAME", "STATE", "BOOT", "IMAGE", "APP ID"], cells.collect()))
 }
@@ -200,7 +200,7 @@ async fn show(client: &Client, name: &str, ui: &Ui) -> Result<(), Failure> {
     let created = jiff::Timestamp::from_second(vm.created_at().await?.cast_signed());
     let mut rows = vec![
         ("Name", text("name")),
-        ("State", ui.paint(tone(&state), &state)),
+        ("State", state.clone()),
         ("Boot", text("boot_progress")),
         ("Error", text("boot_error")),
         ("App id", text("app_id")),
@@ -224,7 +224,15 @@ async fn show(client: &Client, name: &str, ui: &Ui) -> Result<(), Failure> {
     let took = |ms| show_duration(Duration::from_millis(ms));
     rows.extend(stages.into_iter().map(|(stage, ms)| ("Boot stage", format!("{:>8}  {stage}", took(ms)))));
     let rows = rows.into_iter().filter(|(_, value)| !value.is_empty());
-    ui.text(&ui.table(&[], rows.map(|(key, value)| vec![key.to_owned(), value]).collect()))
+    ui.text(
+        &ui.table(
+            &[],
+            rows.map(|(key, value)| {
+                vec![key.into(), Ui::cell(if key == "State" { tone(&state) } else { Tone::Plain }, value)]
+            })
+            .collect(),
+        ),
+    )
 }
 
 /// All properties of a VM.

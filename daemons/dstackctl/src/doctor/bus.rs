@@ -97,13 +97,17 @@ pub async fn teepod(client: &Client) -> (Vec<Check>, Option<Platform>) {
     let manager = &client.manager;
     let asked = async {
         let version = manager.version().await?;
-        let (platform, reason) = (manager.platform().await?, manager.platform_reason().await?);
-        zbus::Result::Ok((version, platform, reason, manager.vsock().await?))
+        zbus::Result::Ok((version, manager.platform().await?, manager.vsock().await?))
     };
     let see = "see why: systemctl status dstack-teepod; journalctl -u dstack-teepod -n 50";
     match tokio::time::timeout(PATIENCE, asked).await {
-        Ok(Ok((version, platform, reason, vsock))) => {
-            let message = format!("version {version} answers: {platform}, vsock {vsock} ({reason})");
+        Ok(Ok((version, platform, vsock))) => {
+            let ground = if platform.is_empty() {
+                String::new()
+            } else {
+                format!("; VMs run on {platform}, vsock by {vsock}")
+            };
+            let message = format!("version {version} answers{ground}");
             let parsed = serde_json::from_value(serde_json::Value::String(platform)).ok();
             (vec![Check::good("teepod", message)], parsed)
         }

@@ -42,27 +42,36 @@ async fn run_probe(config: &Config) -> Result<Report, Check> {
 /// The checks of a probe's report.
 #[must_use]
 pub fn findings(report: &Report, platform: Option<Platform>) -> Vec<Check> {
-    let remedy = |what: &str| report.reasons.get(what).cloned().unwrap_or_default();
+    let reason = |what: &str| report.reasons.get(what).map(|r| format!(": {r}")).unwrap_or_default();
+    let confidential = "for confidential VMs, use a host with Intel TDX, Linux 6.16 and QEMU 10.1, or newer";
     let accelerator = match platform {
         Some(Platform::Tdx) => Check::good("platform", "QEMU runs TDX guests"),
-        Some(Platform::Kvm) => {
-            Check::warning("platform", "QEMU runs guests on KVM, not on TDX", remedy("tdx"))
-        }
-        Some(Platform::Tcg) => {
-            let reason = if report.kvm { "tdx" } else { "kvm" };
-            Check::warning("platform", "QEMU runs guests by software emulation only", remedy(reason))
-        }
-        None => Check::bad("platform", "QEMU runs no guest", remedy("tcg")),
+        Some(Platform::Kvm) => Check::warning(
+            "platform",
+            format!("QEMU runs guests on KVM, not on TDX{}", reason("tdx")),
+            confidential,
+        ),
+        Some(Platform::Tcg) => Check::warning(
+            "platform",
+            format!("QEMU runs guests by software emulation only{}", reason("kvm")),
+            format!("{confidential}; for fast ones, a host with KVM"),
+        ),
+        None => Check::bad(
+            "platform",
+            format!("QEMU runs no guest{}", reason("tcg")),
+            "apt install qemu-system-x86; then see: journalctl -u dstack-teepod",
+        ),
     };
     let vsock = match (report.vhost_vsock, Path::new(VSOCK_PROGRAM).exists()) {
         (true, _) => Check::good("vsock", "the kernel carries vsock between host and guests"),
         (false, true) => {
-            Check::warning("vsock", "a user-space process carries vsock: slower", remedy("vhost_vsock"))
+            let message = format!("a user-space process carries vsock{}", reason("vhost_vsock"));
+            Check::warning("vsock", message, "modprobe vhost_vsock, where that is possible")
         }
-        (false, false) => Check::warning(
+        (false, false) => Check::bad(
             "vsock",
             format!("VMs cannot be started: neither vhost_vsock nor {VSOCK_PROGRAM} is there"),
-            "modprobe vhost_vsock; or, where that is not possible: apt install vhost-device-vsock",
+            "modprobe vhost_vsock; or, where that is not possible: apt install --reinstall dstack-teepod",
         ),
     };
     let qemu = match report.qemu.as_str() {

@@ -154,7 +154,7 @@ impl Manager {
         if self.0.vms.lock().unwrap().contains_key(name) {
             return Ok(());
         }
-        Err(Error::NoSuchVm(format!("no VM {name:?}")))
+        Err(Error::NoSuchVm(format!("no VM {name:?}; `dstackctl vm list` shows all")))
     }
 
     fn saw(&self, call: &str, name: &str) {
@@ -252,7 +252,7 @@ impl Manager {
             return Err(denied.into());
         }
         if name == "taken" {
-            return Err(Error::VmExists(format!("VM {name:?} exists")));
+            return Err(Error::VmExists(format!("VM {name:?} exists; choose another --name")));
         }
         let ports = options.get("ports").map(|p| p.try_clone().unwrap().try_into().unwrap());
         let text = |v: &zbus::OwnedVariant| match &**v {
@@ -299,7 +299,7 @@ impl Manager {
     ) -> Result<OwnedObjectPath, Error> {
         self.known(&name)?;
         if self.0.vm(&name).state != "stopped" {
-            return Err(Error::VmRunning(format!("VM {name:?} is running")));
+            return Err(Error::VmRunning(format!("VM {name:?} is running; `dstackctl vm stop` it first")));
         }
         Ok(self.job(bus, &name, "removed").await)
     }
@@ -376,7 +376,7 @@ impl Manager {
     }
 
     fn remove_image(&self, name: String) -> Result<(), Error> {
-        Err(Error::NoSuchImage(format!("no image {name:?}")))
+        Err(Error::NoSuchImage(format!("no image {name:?}; `dstackctl image list` shows all")))
     }
 
     #[zbus(property)]
