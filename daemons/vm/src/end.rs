@@ -17,6 +17,8 @@ pub struct End {
     pub reason: Option<Reason>,
     /// The guest's kernel panicked.
     pub panicked: bool,
+    /// The guest was ready.
+    pub ready: bool,
     /// systemd or machined asked for the end.
     pub asked: bool,
     /// The guest did not get ready in time, which is why it was ended.
@@ -32,7 +34,7 @@ impl End {
         }
         match self.reason {
             _ if self.asked => EXIT_OK,
-            Some(Reason::GuestShutdown) => EXIT_OK,
+            Some(Reason::GuestShutdown) if self.ready => EXIT_OK,
             Some(Reason::GuestReset) => EXIT_RESET,
             _ => EXIT_FAILURE,
         }
@@ -46,7 +48,8 @@ impl End {
         }
         match self.reason {
             _ if self.gave_up => "the guest did not get ready in time and was ended",
-            Some(Reason::GuestShutdown) => "the guest has powered off",
+            Some(Reason::GuestShutdown) if self.asked || self.ready => "the guest has powered off",
+            Some(Reason::GuestShutdown) => "the guest has powered off before it was ready",
             Some(Reason::GuestReset) => "the guest reboots: a new QEMU is started",
             Some(Reason::HostQuit) if self.asked => "the guest did not shut down in time and was ended",
             _ if self.asked => "QEMU has ended",
@@ -61,9 +64,13 @@ mod tests {
 
     #[test]
     fn statuses() {
-        let end = End::default();
+        let end = End { ready: true, ..End::default() };
+        let early = End::default();
         let cases = [
             (End { reason: Some(Reason::GuestShutdown), ..end }, 0),
+            (End { reason: Some(Reason::GuestShutdown), ..early }, 1),
+            (End { reason: Some(Reason::GuestShutdown), asked: true, ..early }, 0),
+            (End { reason: Some(Reason::GuestReset), ..early }, 133),
             (End { reason: Some(Reason::GuestReset), ..end }, 133),
             (End { reason: Some(Reason::GuestPanic), ..end }, 1),
             (End { reason: Some(Reason::GuestShutdown), panicked: true, ..end }, 1),

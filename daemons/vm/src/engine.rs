@@ -276,6 +276,7 @@ impl Engine {
 
     fn ready(&mut self, now: Duration) -> Vec<Action> {
         self.timeline.mark("ready", now);
+        self.end.ready = true;
         self.status.phase = Phase::Running;
         self.status.stage.clear();
         self.status.progress = (0, 0);

@@ -72,14 +72,14 @@ fn a_deaf_guest_is_ended() {
 fn exit_statuses() {
     let panic = "echo '{\"event\":\"GUEST_PANICKED\",\"data\":{}}' >&$qmp; end guest-panic";
     let cases = [
-        ("end guest-shutdown", 0, "The guest has powered off"),
+        ("end guest-shutdown", 1, "The guest has powered off before it was ready"),
         ("end guest-reset", 133, "a new QEMU is started"),
         (panic, 1, "The guest's kernel panicked"),
         ("echo 'qemu: no such thing' >&2; exit 1", 1, "a failure of the host: no such thing"),
         ("kill -KILL $$", 1, "a failure of the host"),
     ];
     for (begin, status, words) in cases {
-        let mut bench = Bench::start(Behaviour { begin, ..Behaviour::default() }, |_| {});
+        let mut bench = Bench::start(Behaviour { begin, lines: None, ..Behaviour::default() }, |_| {});
         let (code, log) = bench.end();
         assert_eq!(code, status, "{begin}: {log}");
         assert!(log.contains(words), "{begin}: {log}");

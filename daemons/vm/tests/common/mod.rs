@@ -205,7 +205,7 @@ fn serve_guest(listener: UnixListener, down: PathBuf, behaviour: Behaviour) {
 }
 
 fn shut_down(mut stream: UnixStream, answer: &str, down: &Path) {
-    write!(stream, "OK 2\n").unwrap();
+    stream.write_all(b"OK 2\n").unwrap();
     let mut request = [0; 1024];
     let count = stream.read(&mut request).unwrap();
     assert!(request.get(..count).unwrap().starts_with(b"POST /api/Shutdown HTTP/1.1\r\n"));
