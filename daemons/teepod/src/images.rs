@@ -6,10 +6,10 @@ use dstack_core::image::{ImageError, Manifest, Sha256Sum};
 use dstack_core::limits::IMAGE_METADATA_MAX;
 use rustix::fs::{AtFlags, Mode, OFlags, statat};
 use sha2::{Digest, Sha256};
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Largest file of an image, bytes.
@@ -198,10 +198,7 @@ impl Images {
         name: &ImageName,
         progress: &mut impl FnMut(u64, u64) -> bool,
     ) -> Result<(), ImagesError> {
-        DirBuilder::new()
-            .mode(0o755)
-            .create(temporary)
-            .map_err(ImagesError::at(&temporary.display().to_string()))?;
+        create_directory(temporary).map_err(ImagesError::at(&temporary.display().to_string()))?;
         let mut sources = Vec::new();
         let mut total = 0;
         for (file, sum) in &manifest.sums {
@@ -283,8 +280,16 @@ fn read_text(directory: BorrowedFd<'_>, name: &str) -> Result<Vec<u8>, ImagesErr
     Ok(bytes)
 }
 
+/// VMs read it as users of their own, whatever the daemon's umask is.
 fn create(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)?;
+    file.set_permissions(Permissions::from_mode(0o644))?;
+    Ok(file)
+}
+
+fn create_directory(path: &Path) -> io::Result<()> {
+    DirBuilder::new().mode(0o755).create(path)?;
+    fs::set_permissions(path, Permissions::from_mode(0o755))
 }
 
 fn copy_checked(

@@ -36,10 +36,14 @@ fn images() -> (tempfile::TempDir, Images) {
 
 #[test]
 fn import_list_remove() {
-    let (_root, images) = images();
+    // As in teepod's unit; VMs must be able to read images all the same.
+    rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o077));
+    let (root, images) = images();
     let from = source("0.1.0", false);
     let name = import(&images, from.path()).unwrap();
     assert_eq!(name.as_str(), "dstack-0.1.0");
+    let mode = |path: &str| fs::metadata(root.path().join(path)).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode("dstack-0.1.0"), mode("dstack-0.1.0/root.img")), (0o755, 0o644));
     assert_eq!(import(&images, from.path()).unwrap(), name, "again is fine");
     import(&images, source("0.2.0", true).path()).unwrap();
     let list = images.list().unwrap();

@@ -45,6 +45,8 @@ fn entries(dir: &Path) -> Vec<String> {
 
 #[test]
 fn a_vm_survives_and_is_private() {
+    // As in teepod's unit; the config disk is bound into the VM's and read by another user.
+    rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o077));
     let (_dir, store) = store();
     let record = record("a");
     store.create(&record, &files(), |_| {}).unwrap();

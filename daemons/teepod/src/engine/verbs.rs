@@ -9,13 +9,18 @@ use crate::vm::state::Asked;
 use crate::vm::{Record, State, UnitState};
 use dstack_core::config_disk::File;
 use dstack_core::ids::ComposeHash;
-use dstack_core::spec::Vsock;
+use dstack_core::spec::{PortMapping, Vsock};
 use dstack_service::api::teepod1::Error;
 use dstack_service::jobs::{Context, JobError};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Threads of QEMU beside its vCPUs: I/O, vsock, its worker pool.
 const EXTRA_TASKS: u64 = 256;
+
+/// How often and how long a start waits for its ports.
+const PORT_TRIES: u32 = 20;
+const PORT_PAUSE: Duration = Duration::from_millis(100);
 
 type Ended = Result<(), JobError<Error>>;
 
@@ -78,9 +83,9 @@ impl Engine {
         if record.removing {
             return Err(super::errors::no_such_vm(vm.name.as_str()));
         }
-        if !vm.observed().unit.is_up() {
+        if matches!(vm.observed().unit, UnitState::Inactive | UnitState::Failed(_)) {
             self.check_port_leases(&vm.name, &record.spec.ports)?;
-            self.bind_ports(&record.spec.ports)?;
+            self.wait_for_ports(&record.spec.ports).await?;
             if ground.vsock == Vsock::Kernel && self.inner.host.cid_in_use(record.cid) {
                 record.cid = self.another_cid()?;
             }
@@ -107,6 +112,17 @@ impl Engine {
             self.update(vm, |r| *r = written).await?;
         }
         Ok(())
+    }
+
+    /// The VM's own passt ends a moment after it, and nothing tells when: a stop followed by a start must not fail.
+    async fn wait_for_ports(&self, ports: &[PortMapping]) -> Result<(), Error> {
+        for _ in 0..PORT_TRIES {
+            match self.bind_ports(ports) {
+                Err(Error::PortInUse(_)) => tokio::time::sleep(PORT_PAUSE).await,
+                other => return other,
+            }
+        }
+        self.bind_ports(ports)
     }
 
     async fn follow_boot(&self, vm: &Arc<Vm>, context: &Context, mut pending: Pending) -> Ended {
