@@ -183,7 +183,8 @@ async fn arrived(
     progress: &mut Progress,
 ) -> Result<bool, Failure> {
     let state = vm.state().await?;
-    if state == wanted {
+    // A VM that failed does not run either.
+    if state == wanted || (wanted == "stopped" && state == "failed") {
         return Ok(true);
     }
     if state == "failed" && wanted == "running" {

@@ -114,8 +114,7 @@ async fn end_first(client: &Client, name: &str, ui: &Ui) -> Result<(), Failure> 
         return Ok(());
     }
     let limit = Some(Duration::from_secs(60));
-    let stopped = jobs::wait_state(client, name, "stopped", limit, ui).await;
-    if vm.state().await? == "failed" { Ok(()) } else { stopped }
+    jobs::wait_state(client, name, "stopped", limit, ui).await
 }
 
 async fn resize(client: &Client, args: &Resize, ui: &Ui) -> Result<(), Failure> {
@@ -170,9 +169,9 @@ async fn list(client: &Client, ui: &Ui) -> Result<(), Failure> {
         return Ok(());
     }
     let cells = rows.into_iter().map(|(name, _, app_id, state, image, words, _)| {
-        vec![name.into(), Ui::cell(tone(&state), &state), words.into(), image.into(), ui.id(&app_id).into()]
+        vec![name.into(), Ui::cell(tone(&state), &state), image.into(), ui.id(&app_id).into(), words.into()]
     });
-    ui.text(&ui.table(&["NAME", "STATE", "BOOT", "IMAGE", "APP ID"], cells.collect()))
+    ui.text(&ui.table(&["NAME", "STATE", "IMAGE", "APP ID", "BOOT"], cells.collect()))
 }
 
 fn row_json((name, id, app_id, state, image, progress, _): &VmRow) -> Value {
