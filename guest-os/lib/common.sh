@@ -19,7 +19,7 @@ workspace_version() { sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)
 # Date of the last commit that touched the image, so that a checkout builds the same bytes anywhere.
 source_date() {
     local t
-    t=$(git -C "$here" log -1 --format=%ct -- . 2>/dev/null) || t=''
+    t=$(git -c safe.directory="*" -C "$here" log -1 --format=%ct -- . 2>/dev/null) || t=''
     echo "${t:-1735689600}"
 }
 
