@@ -73,7 +73,7 @@ fn safe(text: &str) -> String {
 async fn show(client: &Client, name: &str, container: &str, range: &Range, ui: &Ui) -> Result<(), Failure> {
     client.needs_local("logs")?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let query = query(range, ui.json, now).map_err(Failure::usage)?;
+    let query = query(range, ui, now).map_err(Failure::usage)?;
     let fd: zbus::OwnedFd = client.change("OpenLogs", &(name, container, query)).await?;
     let copied = copy(OwnedFd::from(fd), ui);
     let any = tokio::select! {
@@ -95,19 +95,22 @@ impl Range {
 }
 
 /// The query of `/logs/<container>`, in the guest agent's words.
-fn query(range: &Range, json: bool, now: u64) -> Result<String, String> {
+fn query(range: &Range, ui: &Ui, now: u64) -> Result<String, String> {
     let mut parts = vec!["text=true".to_owned()];
-    if !json {
+    if !ui.json {
         parts.push("bare=true".to_owned());
+    }
+    if ui.width.is_none() {
+        // Into a file or pipe every line goes as it was written.
+        parts.push("ansi=true".to_owned());
     }
     for (key, value) in [("since", &range.since), ("until", &range.until)] {
         if let Some(text) = value {
             parts.push(format!("{key}={}", parse_time(text, now)?));
         }
     }
-    if let Some(lines) = range.tail {
-        parts.push(format!("tail={lines}"));
-    }
+    // Without a number the guest agent gives the last 1,000 lines only.
+    parts.push(range.tail.map_or("tail=all".to_owned(), |lines| format!("tail={lines}")));
     if range.follow {
         parts.push("follow=true".to_owned());
     }
@@ -159,10 +162,12 @@ mod tests {
             tail: Some(5),
             timestamps: true,
         };
+        let ui = Ui { json: false, color: false, width: Some(80), animated: false };
         let expected = "text=true&bare=true&since=400&until=2000&tail=5&follow=true&timestamps=true";
-        assert_eq!(query(&range, false, 1000), Ok(expected.to_owned()));
-        assert_eq!(query(&Range::default(), true, 0), Ok("text=true".to_owned()));
-        assert!(query(&Range { until: Some("x".into()), ..Range::default() }, true, 0).is_err());
+        assert_eq!(query(&range, &ui, 1000), Ok(expected.to_owned()));
+        let pipe = Ui { json: true, width: None, ..ui };
+        assert_eq!(query(&Range::default(), &pipe, 0), Ok("text=true&ansi=true&tail=all".to_owned()));
+        assert!(query(&Range { until: Some("x".into()), ..Range::default() }, &ui, 0).is_err());
     }
 
     #[test]

@@ -227,7 +227,7 @@ async fn logs() {
     let list = world.ctl(&["logs", "a"]).await;
     assert!(list.out.contains("web") && !list.out.contains('\u{1b}'), "{list:?}");
     let web = world.ctl(&["logs", "a", "web", "--tail", "5"]).await;
-    assert_eq!(web.out, "größe text=true&bare=true&tail=5\n");
+    assert_eq!(web.out, "größe text=true&bare=true&ansi=true&tail=5\n");
     let none = world.ctl(&["logs", "a", "db"]).await;
     assert!(none.code == 3 && none.err.contains("dstackctl logs a"), "{none:?}");
 }
