@@ -97,8 +97,8 @@ async fn serve(
     lifecycle::stopping();
     stop.send_replace(true);
     served.wait().await;
-    // The bus gets what was said last.
-    connection.graceful_shutdown().await;
+    // Not graceful_shutdown(): it waits until every task has let go of the connection. What was said is written.
+    drop(connection);
     result
 }
 
