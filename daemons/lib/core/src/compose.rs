@@ -139,6 +139,10 @@ impl AppCompose {
         if bytes.len() > APP_COMPOSE_MAX {
             return Err(ComposeError::TooLarge(bytes.len()));
         }
+        // serde would also take an array of the fields in order, which nobody reads as the same text.
+        if bytes.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b'{') {
+            return Err(ComposeError::Field("must be a JSON object"));
+        }
         let compose: Self = serde_json::from_slice(bytes)?;
         compose.check()?;
         Ok(compose)

@@ -52,5 +52,7 @@ fn wrong_input_is_named() {
         assert!(error.contains(part), "{extra}: {error}");
     }
     assert!(AppCompose::parse(b"").is_err());
+    let array = serde_json::json!([2, "hello", "docker-compose", FILE]).to_string();
+    assert!(matches!(AppCompose::parse(array.as_bytes()), Err(ComposeError::Field(_))));
     assert!(matches!(AppCompose::parse(&vec![b' '; APP_COMPOSE_MAX + 1]), Err(ComposeError::TooLarge(_))));
 }
