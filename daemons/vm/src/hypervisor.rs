@@ -54,7 +54,7 @@ pub fn start(launch: &LaunchSpec, place: &Place) -> Result<Hypervisor, SetupErro
     let runtime = Runtime {
         data_disk,
         vsock_socket: vsock_socket(place),
-        net_socket: qemu::net_socket(&launch.vm.name),
+        net_socket: qemu::NET_SOCKET.into(),
         qmp_fd: qmp_theirs.as_raw_fd(),
         serial_fd: serial_theirs.as_raw_fd(),
         tap_fd: tap.as_ref().map(AsRawFd::as_raw_fd),

@@ -5,9 +5,9 @@
 //! loopback unless told not to; and the guest has an address of its own, so that the host's stay the host's. The one
 //! exception is a resolver on the host's loopback: queries (and nothing else) to [`RESOLVER`] are handed to it.
 
+use dstack_core::qemu::NET_SOCKET;
 use dstack_core::spec::{LaunchSpec, PortMapping, Protocol};
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::Path;
 
 /// The guest's address.
 pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
@@ -32,11 +32,8 @@ pub fn resolvers(conf: &str) -> Vec<Ipv4Addr> {
 
 /// passt's arguments: foreground never, so that its start is over when it serves.
 #[must_use]
-pub fn arguments(launch: &LaunchSpec, resolvers: &[Ipv4Addr], socket: &Path, pid_file: &Path) -> Vec<String> {
-    let mut args: Vec<String> = ["--quiet", "--socket"].map(str::to_owned).into();
-    args.push(socket.to_string_lossy().into_owned());
-    args.extend(["--pid".to_owned(), pid_file.to_string_lossy().into_owned()]);
-    args.push("--no-map-gw".to_owned());
+pub fn arguments(launch: &LaunchSpec, resolvers: &[Ipv4Addr]) -> Vec<String> {
+    let mut args: Vec<String> = ["--quiet", "--socket", NET_SOCKET, "--no-map-gw"].map(str::to_owned).into();
     let pairs = [("-a", GUEST.to_string()), ("-n", PREFIX.to_string()), ("-g", GATEWAY.to_string())];
     args.extend(pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
     if !launch.vm.ports.iter().any(|port| port.host_address.is_ipv6()) {
@@ -99,10 +96,10 @@ mod tests {
                 vm_port: *vm_port,
             })
             .collect();
-        arguments(&launch, resolvers, Path::new("/run/s"), Path::new("/run/p")).join(" ")
+        arguments(&launch, resolvers).join(" ")
     }
 
-    const BASE: &str = "--quiet --socket /run/s --pid /run/p --no-map-gw -a 10.0.2.15 -n 24 -g 10.0.2.2";
+    const BASE: &str = "--quiet --socket /tmp/passt.sock --no-map-gw -a 10.0.2.15 -n 24 -g 10.0.2.2";
 
     #[test]
     fn t19_no_gateway_mapping_and_an_address_of_its_own() {

@@ -22,10 +22,8 @@ fn main() -> ExitCode {
 fn become_passt() -> Result<ExitCode, SetupError> {
     let dir = |name| std::env::var_os(name).map(PathBuf::from).ok_or(SetupError::Environment(name));
     let launch = setup::launch(&dir("CREDENTIALS_DIRECTORY")?)?;
-    let runtime = dir("RUNTIME_DIRECTORY")?;
     // A host without resolvers is no error: the guest has none then either.
     let conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let socket = runtime.join("passt.sock");
-    let arguments = net::arguments(&launch, &net::resolvers(&conf), &socket, &runtime.join("passt.pid"));
+    let arguments = net::arguments(&launch, &net::resolvers(&conf));
     Err(SetupError::Program(PASST.into(), Command::new(PASST).args(arguments).exec()))
 }

@@ -5,7 +5,6 @@
 //! the kernel's command line (trust rule T2), no option names a default that a version of QEMU may change, and paths
 //! are quoted, so that no value can become another option.
 
-use crate::ids::VmName;
 use crate::spec::{LaunchSpec, Network, Platform, Vsock};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -20,11 +19,9 @@ pub const SERIAL_DATA: &str = "dstack-data";
 /// `serial=` of the config disk.
 pub const SERIAL_CONFIG: &str = "dstack-config";
 
-/// Directory, below `/run`, of the network unit's sockets: `/run/dstack-vm-net/<name>/passt.sock`.
-#[must_use]
-pub fn net_socket(name: &VmName) -> PathBuf {
-    Path::new("/run/dstack-vm-net").join(name.as_str()).join("passt.sock")
-}
+/// passt's socket, in the private `/tmp` that the VM's unit and its network unit share (`JoinsNamespaceOf=`): there,
+/// and hardly elsewhere, the AppArmor profile of Debian's passt lets it be.
+pub const NET_SOCKET: &str = "/tmp/passt.sock";
 
 /// What dstack-vm has prepared in this run.
 #[derive(Debug, Clone, PartialEq, Eq)]

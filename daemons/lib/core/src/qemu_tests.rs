@@ -45,7 +45,7 @@ fn runtime() -> Runtime {
     Runtime {
         data_disk: "/var/lib/dstack-vm/hello/data.qcow2".into(),
         vsock_socket: "/run/dstack-vm/hello/vhost-vsock.sock".into(),
-        net_socket: net_socket(&"hello".parse().unwrap()),
+        net_socket: NET_SOCKET.into(),
         qmp_fd: 10,
         serial_fd: 11,
         tap_fd: None,
