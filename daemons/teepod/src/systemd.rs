@@ -35,6 +35,15 @@ trait Lister {
     >;
 }
 
+/// Two properties that the shared interface lacks.
+#[zbus::proxy(interface = "org.freedesktop.systemd1.Unit", default_service = "org.freedesktop.systemd1")]
+trait Times {
+    #[zbus(property)]
+    fn active_enter_timestamp(&self) -> zbus::Result<u64>;
+    #[zbus(property)]
+    fn inactive_enter_timestamp(&self) -> zbus::Result<u64>;
+}
+
 /// systemd on the system bus.
 #[derive(Debug, Clone)]
 pub struct Systemd {
@@ -111,6 +120,16 @@ impl Systemd {
         let (active, sub) = (proxy.active_state().await?, proxy.sub_state().await?);
         let result = if active == "failed" { self.result(&path).await? } else { String::new() };
         Ok(UnitState::parse(&active, &sub, &result))
+    }
+
+    async fn read_times(&self, unit: &str) -> zbus::Result<(u64, u64)> {
+        let path = self.manager.load_unit(unit).await?;
+        let proxy = TimesProxy::builder(&self.connection)
+            .path(path)
+            .cache_properties(CacheProperties::No)
+            .build()
+            .await?;
+        Ok((proxy.active_enter_timestamp().await?, proxy.inactive_enter_timestamp().await?))
     }
 
     async fn result(&self, path: &OwnedObjectPath) -> zbus::Result<String> {
@@ -222,6 +241,13 @@ impl Units for Systemd {
         Box::pin(async move {
             let unit = vm.unit();
             self.read_state(&unit).await.map_err(|e| error(&unit, e))
+        })
+    }
+
+    fn times<'a>(&'a self, vm: &'a VmName) -> BoxFuture<'a, Result<(u64, u64), UnitError>> {
+        Box::pin(async move {
+            let unit = vm.unit();
+            self.read_times(&unit).await.map_err(|e| error(&unit, e))
         })
     }
 

@@ -56,6 +56,8 @@ pub trait Units: Send + Sync + 'static {
     fn limit<'a>(&'a self, unit: &'a str, limits: Limits) -> BoxFuture<'a, Result<(), UnitError>>;
     /// The state of one VM's unit.
     fn state<'a>(&'a self, vm: &'a VmName) -> BoxFuture<'a, Result<UnitState, UnitError>>;
+    /// When one VM's unit last became active and inactive, microseconds since 1970; 0: never, or long forgotten.
+    fn times<'a>(&'a self, vm: &'a VmName) -> BoxFuture<'a, Result<(u64, u64), UnitError>>;
     /// The states of all loaded units of VMs.
     fn states(&self) -> BoxFuture<'_, Result<Vec<(VmName, UnitState)>, UnitError>>;
     /// The VM whose unit a process belongs to.

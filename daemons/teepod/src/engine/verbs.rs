@@ -13,7 +13,7 @@ use dstack_core::spec::{PortMapping, Vsock};
 use dstack_service::api::teepod1::Error;
 use dstack_service::jobs::{Context, JobError};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Threads of QEMU beside its vCPUs: I/O, vsock, its worker pool.
 const EXTRA_TASKS: u64 = 256;
@@ -258,6 +258,15 @@ impl Engine {
         let state = self.inner.units.state(&vm.name).await?;
         self.apply(vm, state);
         Ok(())
+    }
+
+    /// Since when a VM runs or does not; `None`: it never ran, or systemd has forgotten.
+    pub async fn since(&self, vm: &Vm) -> Option<Duration> {
+        let (active, inactive) = self.inner.units.times(&vm.name).await.ok()?;
+        let at = if vm.state().is_down() { inactive } else { active };
+        let at = Some(at).filter(|at| *at > 0)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+        Some(now.saturating_sub(Duration::from_micros(at)))
     }
 
     /// Takes over systemd's word on a VM's unit.

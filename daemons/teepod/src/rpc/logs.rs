@@ -60,16 +60,19 @@ async fn logs_of(State(logs): State<Logs>, Query(ask): Query<Arguments>) -> Resp
         return (StatusCode::BAD_REQUEST, "ch is serial, stdout or stderr\n").into_response();
     };
     let Ok(slot) = Arc::clone(&logs.slots).try_acquire_owned() else {
-        return (StatusCode::TOO_MANY_REQUESTS, "too many logs are read at a time; try again\n").into_response();
+        return (StatusCode::TOO_MANY_REQUESTS, "too many logs are read at a time; try again\n")
+            .into_response();
     };
-    let wanted = Wanted { unit: vm.name.unit(), channel, lines: ask.lines.min(LINES_MAX), follow: ask.follow };
+    let wanted =
+        Wanted { unit: vm.name.unit(), channel, lines: ask.lines.min(LINES_MAX), follow: ask.follow };
     let (sender, receiver) = mpsc::channel(QUEUE);
     if let Err(error) = std::thread::Builder::new().name("journal".into()).spawn(move || {
         if let Err(error) = read(&wanted, &sender) {
             tracing::warn!("the journal of {} cannot be read: {error}", wanted.unit);
         }
     }) {
-        return (StatusCode::SERVICE_UNAVAILABLE, format!("no thread for the log: {error}\n")).into_response();
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("no thread for the log: {error}\n"))
+            .into_response();
     }
     let _ = ask.ansi;
     let body = Body::from_stream(stream::unfold((receiver, slot), next));

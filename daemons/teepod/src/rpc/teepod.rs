@@ -214,17 +214,19 @@ impl Teepod {
         let mut files = self.engine.files(vm).await.unwrap_or_default();
         let compose = files.remove(&File::AppCompose).unwrap_or_default();
         let view = vm.view();
+        let since = self.engine.since(vm).await.map_or_else(|| "never".to_owned(), |d| words(d.as_secs()));
+        let down = view.state.is_down();
         let instance = Some(view.instance_id.clone()).filter(|i| !i.is_empty());
         VmInfo {
             id: view.record.spec.id.to_string(),
             name: vm.name.to_string(),
             status: status_word(&view.state).to_owned(),
-            uptime: "never".to_owned(),
+            uptime: if down { "never".to_owned() } else { since.clone() },
             app_url: instance.as_deref().and_then(|i| self.app_url(i)),
             app_id: view.record.spec.app_id.to_string(),
             instance_id: instance,
             configuration: Some(configuration(&view, compose)),
-            exited_at: None,
+            exited_at: down.then_some(since),
             boot_progress: view.boot_progress.clone(),
             boot_error: view.boot_error.clone(),
             shutdown_progress: if view.state == State::Stopping { "stopping".into() } else { String::new() },
@@ -247,6 +249,18 @@ const fn status_word(state: &State) -> &'static str {
         State::Failed(_) => "exited",
         State::Stopped => "stopped",
     }
+}
+
+/// `1h 2m 3s`.
+fn words(seconds: u64) -> String {
+    let parts =
+        [(seconds / 86_400, "d"), (seconds / 3600 % 24, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
+    let shown: Vec<String> = parts
+        .into_iter()
+        .skip_while(|(n, unit)| *n == 0 && *unit != "s")
+        .map(|(n, unit)| format!("{n}{unit}"))
+        .collect();
+    shown.join(" ")
 }
 
 fn parse_image(text: &str) -> Result<ImageName, RpcError> {
@@ -308,5 +322,17 @@ fn configuration(view: &View, compose: Vec<u8>) -> VmConfiguration {
             .collect(),
         encrypted_env: Vec::new(),
         app_id: Some(spec.app_id.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn durations_are_for_people() {
+        for (seconds, words) in
+            [(0, "0s"), (59, "59s"), (60, "1m 0s"), (3723, "1h 2m 3s"), (90_061, "1d 1h 1m 1s")]
+        {
+            assert_eq!(super::words(seconds), words);
+        }
     }
 }

@@ -292,6 +292,16 @@ impl UnitObject {
     }
 
     #[zbus(property)]
+    fn active_enter_timestamp(&self) -> u64 {
+        1
+    }
+
+    #[zbus(property)]
+    fn inactive_enter_timestamp(&self) -> u64 {
+        0
+    }
+
+    #[zbus(property)]
     fn sub_state(&self) -> String {
         self.0.unit(&self.1).sub.to_owned()
     }

@@ -76,6 +76,7 @@ async fn the_originals_calls_work() {
     );
     assert_eq!(vm["configuration"]["compose_file"], COMPOSE);
     assert_eq!(vm["configuration"]["memory"], 1024);
+    assert!(vm["uptime"].as_str().unwrap().ends_with('s') && vm["exited_at"].is_null(), "{vm}");
     assert_eq!(reply["port_mapping_enabled"], true);
     let (status, reply) = call("CreateVm", ask).await;
     assert_eq!(status, 400);
