@@ -8,6 +8,13 @@ newest_kernel() {
         sed -n 's/.*Depends: linux-modules-\([0-9].*-cloud-amd64\)$/\1/p' | head -1
 }
 
+# mkosi's own sources name debian's debug archive too; these take DEBIAN_MIRROR.
+apt_sources() {
+    local dir=$work/sandbox/etc/apt/sources.list.d
+    mkdir -p "$dir"
+    sed "s,@MIRROR@,$mirror," "$here/apt.sources" >"$dir/mkosi.sources"
+}
+
 # The root tree in $work/out/root. Without a dstack-guest package it is a bare image that boots to Docker.
 build_root() {
     local kernel extra=()
@@ -16,6 +23,7 @@ build_root() {
     mkdir -p "$work"/{out,cache,debs} "$store/packages"
     rm -f "$work"/debs/*
     guest_debs | xargs -r cp -t "$work/debs"
+    apt_sources
     kernel=$(newest_kernel)
     [ -n "$kernel" ] || die "trixie-backports has no cloud kernel"
     if [ -n "$(guest_debs)" ]; then
@@ -25,7 +33,7 @@ build_root() {
         profiles+=,bare
     fi
     say "building the root tree with mkosi (profile $profiles, kernel $kernel; log: $work/mkosi.log)"
-    in_tree mkosi --directory /src --profile "$profiles" --output-dir /work/out --cache-dir /work/cache \
+    in_tree mkosi --directory /src --profile "$profiles" --sandbox-tree /work/sandbox --output-dir /work/out --cache-dir /work/cache \
         --package-cache-dir /packages --workspace-dir /work --source-date-epoch "$SOURCE_DATE_EPOCH" \
         --environment "IMAGE_VERSION=$version" --environment "IMAGE_PROFILE=$profile" \
         --package "linux-binary-$kernel" --package "linux-modules-$kernel" "${extra[@]}" \

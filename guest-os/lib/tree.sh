@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # The build tree: a small Debian 13 in which mkosi and the image tools run, whatever the host is.
 
-mirror=${MIRROR:-http://deb.debian.org/debian}
+mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 tree_packages=apt,bubblewrap,ca-certificates,cpio,cryptsetup-bin,debian-archive-keyring,dpkg-dev,erofs-utils,kmod,mkosi,python3-pefile,reprepro
 tree_packages+=,systemd-boot-efi,systemd-container,systemd-ukify,xz-utils,zstd
 
