@@ -45,16 +45,16 @@ pub struct Hypervisor {
 /// [`SetupError`] names what is missing or wrong, and the remedy.
 pub fn start(launch: &LaunchSpec, place: &Place) -> Result<Hypervisor, SetupError> {
     let version = version(&launch.qemu)?;
+    let tap = network(launch, place)?;
     let qemu_img = launch.qemu.with_file_name("qemu-img");
     let data_disk = disk::ensure(&qemu_img, &place.state, launch.vm.disk)?;
     let (guest, vsock) = vsock(launch, place)?;
-    let tap = open_tap(&launch.network)?;
     let (qmp, qmp_theirs) = channel()?;
     let (serial, serial_theirs) = channel()?;
     let runtime = Runtime {
         data_disk,
         vsock_socket: vsock_socket(place),
-        net_socket: qemu::NET_SOCKET.into(),
+        net_socket: place.net.clone(),
         qmp_fd: qmp_theirs.as_raw_fd(),
         serial_fd: serial_theirs.as_raw_fd(),
         tap_fd: tap.as_ref().map(AsRawFd::as_raw_fd),
@@ -95,9 +95,12 @@ fn channel() -> Result<(OwnedFd, OwnedFd), SetupError> {
     Ok((ours.into(), theirs.into()))
 }
 
-fn open_tap(network: &Network) -> Result<Option<OwnedFd>, SetupError> {
-    match network {
-        Network::User => Ok(None),
+/// Checks that passt is there, or attaches to the tap device.
+fn network(launch: &LaunchSpec, place: &Place) -> Result<Option<OwnedFd>, SetupError> {
+    match &launch.network {
+        // Only a network unit that is up shares its /tmp, so that the file is enough. QEMU would wait for ever.
+        Network::User if place.net.exists() => Ok(None),
+        Network::User => Err(SetupError::Network(launch.vm.name.clone())),
         Network::Tap { device } => {
             tap::attach(device).map(Some).map_err(|e| SetupError::Tap(device.clone(), e))
         }

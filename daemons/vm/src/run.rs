@@ -72,16 +72,16 @@ struct Vm {
     exit: Option<u8>,
 }
 
-/// Runs a VM to its end; returns the exit status. `home` is where teepod listens.
+/// Runs a VM to its end; returns the exit status. `home` is where teepod listens, `net` where passt does.
 #[must_use]
-pub fn run(home: PathBuf) -> u8 {
+pub fn run(home: PathBuf, net: PathBuf) -> u8 {
     let began = Instant::now();
     let notify = Notify;
     let signals = match Signals::block(&[signal::TERM, signal::INT, signal::power_off()]) {
         Ok(signals) => signals,
         Err(e) => return fail(&Journal::open(&[]), &SetupError::System("signalfd", e)),
     };
-    let (launch, place) = match Place::from_env().and_then(|p| Ok((setup::launch(&p.credentials)?, p))) {
+    let (launch, place) = match Place::from_env(net).and_then(|p| Ok((setup::launch(&p.credentials)?, p))) {
         Ok(both) => both,
         Err(e) => return fail(&Journal::open(&[]), &e),
     };

@@ -2,6 +2,7 @@
 //! What a run begins with: the credential `launch`, and the directories that systemd has made.
 
 use crate::disk::DiskError;
+use dstack_core::ids::VmName;
 use dstack_core::qemu::QemuError;
 use dstack_core::spec::{LAUNCH_VERSION, LaunchSpec};
 use std::io;
@@ -41,6 +42,11 @@ pub enum SetupError {
     /// QEMU cannot be used.
     #[error("{0} is not a QEMU of version 7.2 or later; it says {1:?}")]
     Version(PathBuf, String),
+    /// passt is not there.
+    #[error(
+        "the VM's network is not there; `journalctl -u dstack-vm-net@{0}` says why, such as a host port in use"
+    )]
+    Network(VmName),
     /// The tap device cannot be used.
     #[error("tap device {0}: {1}; it must exist and belong to the VM's user")]
     Tap(String, io::Error),
@@ -58,14 +64,16 @@ pub struct Place {
     pub state: PathBuf,
     /// `$RUNTIME_DIRECTORY`: sockets.
     pub runtime: PathBuf,
+    /// passt's socket.
+    pub net: PathBuf,
 }
 
 impl Place {
-    /// Reads the environment.
+    /// Reads the environment; `net` is passt's socket.
     ///
     /// # Errors
     /// [`SetupError::Environment`] names the missing variable.
-    pub fn from_env() -> Result<Self, SetupError> {
+    pub fn from_env(net: PathBuf) -> Result<Self, SetupError> {
         let dir = |name: &'static str| {
             std::env::var_os(name).map(PathBuf::from).ok_or(SetupError::Environment(name))
         };
@@ -73,6 +81,7 @@ impl Place {
             credentials: dir("CREDENTIALS_DIRECTORY")?,
             state: dir("STATE_DIRECTORY")?,
             runtime: dir("RUNTIME_DIRECTORY")?,
+            net,
         })
     }
 }

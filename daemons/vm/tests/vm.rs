@@ -114,6 +114,13 @@ fn a_host_that_cannot_run_it_says_why() {
     }
 }
 
+#[test]
+fn a_vm_does_not_start_without_its_network() {
+    let mut bench = Bench::start(Behaviour { network: false, ..Behaviour::default() }, |_| {});
+    bench.until("STATUS=Cannot start the VM: the VM's network is not there");
+    assert_eq!(bench.end().0, 1);
+}
+
 fn receive(fd: &OwnedFd) -> (FromVm, Option<OwnedFd>) {
     use rustix::event::{PollFd, PollFlags, poll};
     poll(&mut [PollFd::new(fd, PollFlags::IN)], None).unwrap();

@@ -51,6 +51,8 @@ pub struct Behaviour {
     pub shutdown: Option<&'static str>,
     /// The vsock process listens for QEMU.
     pub backend: bool,
+    /// passt is there.
+    pub network: bool,
 }
 
 impl Default for Behaviour {
@@ -61,6 +63,7 @@ impl Default for Behaviour {
             lines: Some("DSTACK 1\nSTAGE config\nSTAGE app\nREADY\n"),
             shutdown: Some("HTTP/1.1 200 OK\r\n\r\n"),
             backend: true,
+            network: true,
         }
     }
 }
@@ -110,6 +113,9 @@ impl Bench {
         script(&at("qemu-img"), "#!/bin/bash\n[ \"$1\" = create ] && echo disk >\"$5\"\nexit 0\n");
         // The test itself listens where the vsock process would.
         script(&at("vsock"), "#!/bin/bash\nexec sleep 1000\n");
+        if behaviour.network {
+            std::fs::write(at("net"), "").unwrap();
+        }
         std::fs::write(at("credentials/launch"), launch(dir.path(), change)).unwrap();
         let backend = behaviour.backend.then(|| UnixListener::bind(at("runtime/vhost-vsock.sock")).unwrap());
         serve_guest(UnixListener::bind(at("runtime/vsock.sock")).unwrap(), at("down"), behaviour);
@@ -158,7 +164,8 @@ impl Bench {
 
 fn command(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dstack-vm"));
-    command.arg("--home").arg(dir.join("home")).stderr(Stdio::piped()).env_remove("JOURNAL_STREAM");
+    command.arg("--home").arg(dir.join("home")).arg("--net-socket").arg(dir.join("net"));
+    command.stderr(Stdio::piped()).env_remove("JOURNAL_STREAM");
     for (name, path) in [
         ("CREDENTIALS_DIRECTORY", "credentials"),
         ("STATE_DIRECTORY", "state"),
