@@ -10,7 +10,7 @@ listening() { in_host ss -Hltn "sport = :$1" | awk '{ print $4 }'; }
 
 # files_not_of_root: what an ordinary user could change, or a daemon's own program.
 writable_files() {
-    in_host_sh 'for p in $(dpkg-query -W -f "\${Package}\n" "dstack*"); do dpkg -L "$p"; done | sort -u |
+    in_host_sh 'for p in $(dpkg-query -W -f "\${db:Status-Abbrev} \${Package}\n" "dstack*" | sed -n "s/^ii *//p"); do dpkg -L "$p"; done | sort -u |
         while read -r f; do [ -f "$f" ] && find "$f" -perm /022 -o -not -user root; done'
 }
 
@@ -18,7 +18,7 @@ must "apt install dstack-host" apt_install dstack-host
 check "no failed unit" equals "" in_host systemctl --failed --no-legend --plain
 check "the machine is still running, not degraded" equals running in_host systemctl is-system-running
 check "dpkg finds every package configured" equals "" in_host dpkg --audit
-check "dpkg finds every file intact" equals "" in_host_sh 'dpkg-query -W -f "\${Package}\n" "dstack*" | xargs dpkg --verify'
+check "dpkg finds every file intact" equals "" in_host_sh 'dpkg-query -W -f "\${db:Status-Abbrev} \${Package}\n" "dstack*" | sed -n "s/^ii *//p" | xargs dpkg --verify'
 check "every unit verifies" in_host_sh \
     'cd /usr/lib/systemd/system; for u in dstack*; do case $u in *@.*) u=${u%%@*}@x.${u##*.};; *.d) continue;; esac
      echo "$u"; done | xargs systemd-analyze verify --man=no --recursive-errors=no'

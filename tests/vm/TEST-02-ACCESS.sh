@@ -39,4 +39,4 @@ refused "teepod's user may not start other units" "$DENIED" \
 refused "teepod's user may not run transient units" "$DENIED" \
     in_host_as dstack-teepod systemd-run --no-ask-password --wait true
 refused "an ordinary user cannot read teepod's state" "Permission denied" in_host_as alice ls /var/lib/dstack
-refused "a wrong token gets 401" "401" in_host curl -sf -H 'Authorization: Bearer wrong' -X POST http://127.0.0.1:9080/prpc/Teepod.Status
+check "a wrong token gets 401" equals 401 in_host curl -s -o /dev/null -w '%{http_code}' -H 'Authorization: Bearer wrong' -X POST http://127.0.0.1:9080/prpc/Teepod.Status

@@ -24,7 +24,7 @@ score() {
     limit=$(threshold "$unit" "$where")
     check "$where $unit at most $limit" in_host systemd-analyze security --offline=true --no-pager \
         --root="$root" --threshold="$limit" "${unit/@./@x.}"
-    TABLE+="$(printf '    %-6s %-36s %s' "$where" "$unit" "$(grep -o 'Overall exposure.*' <<<"$REPLY" | grep -o '[0-9.]* [A-Z]*' | head -n 1)")"$'\n'
+    TABLE+="$(printf '    %-6s %-36s %s' "$where" "$unit" "$(grep -o 'Overall exposure.*' <<<"$REPLY" | grep -oE '[0-9.]+ [A-Z]+' | head -n 1)")"$'\n'
 }
 
 TABLE=

@@ -15,7 +15,7 @@ count_grows() { local a b && a=$(count_of 8080) && sleep 2 && b=$(count_of 8080)
 
 panic_restarts() {
     page 8083 >/dev/null 2>&1 || :
-    eventually 60 in_host_sh '[ "$(systemctl show -P NRestarts "$1")" -ge 1 ]' "$(unit_of board)"
+    eventually 180 in_host_sh 'p=$(systemctl show -P MainPID "$1"); [ "$p" != 0 ] && [ "$p" != "$2" ]' "$(unit_of board)" "$PID"
 }
 
 needs_image
@@ -26,7 +26,7 @@ must "deploy returns before the app is up with --no-wait" in_host dstackctl --no
     --name board --registry-insecure "$REGISTRY" --public-logs --public-sysinfo \
     --pre-launch-script "${COMPOSE%/*}/pre-launch.sh" \
     -c 2 -m 2G -p 8080:80 -p 8081:81 -p 8082:82 -p 8083:83 -p 8090:8090
-check "its unit is activating, not active" matches '^activating$' in_host systemctl show -P ActiveState dstack-vm@board.service
+check "its unit is activating, not active" eventually 15 equals activating in_host systemctl show -P ActiveState dstack-vm@board.service
 check "the unit's status names the boot stage" eventually 120 matches '[a-z]' in_host systemctl show -P StatusText dstack-vm@board.service
 check "machined knows the booting VM" eventually 30 matches '^board +vm ' in_host machinectl list --no-legend
 check "the main process is dstack-vm, QEMU is its child" matches qemu in_host_sh \
@@ -60,14 +60,17 @@ done
 # --- logs -----------------------------------------------------------------------------------------
 wanted_lines() { bash "$VM_DIR/images/bench/root/bin/lines" once | sha256sum; }
 got_lines() { in_host_sh 'curl -sS -f --max-time 50 "http://127.0.0.1:8090/logs/lines?text&bare&tail=all" | sha256sum'; }
+check "all lines have come" eventually 180 equals "end of lines" in_host curl -sS -f "http://127.0.0.1:8090/logs/lines?text&bare&tail=1"
 check "multi-byte, 100 KB and 10,000 lines arrive unchanged" equals "$(wanted_lines)" got_lines
-check "tail=1 is the last line" equals "end of lines" in_host curl -sS -f "http://127.0.0.1:8090/logs/lines?text&bare&tail=1"
+check "tail=2 is the last two lines" equals $'line 10000\nend of lines' in_host curl -sS -f "http://127.0.0.1:8090/logs/lines?text&bare&tail=2"
 check "without text, lines are JSON" in_host_sh 'curl -sS -f "http://127.0.0.1:8090/logs/lines?tail=3" | jq -es "length == 3" >/dev/null'
-check "a wrong container is 404" equals 404 in_host curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:8090/logs/nosuch
+check "a container that is not there is named" matches 'no container .*nosuch' in_host curl -s http://127.0.0.1:8090/logs/nosuch
+# follow: the line is written before the page that caused it has been answered.
 follow() { in_host_sh '
-    curl -sN --max-time 20 "http://127.0.0.1:8090/logs/talk?follow=true&text&bare&tail=0" >/tmp/follow & sleep 2
-    began=$(date +%s%N); curl -sS -f "http://127.0.0.1:8081/cgi-bin/say?token-$began" >/dev/null
-    until grep -q "token-$began" /tmp/follow; do [ $(($(date +%s%N) - began)) -lt 10000000000 ]; sleep 0.02; done
+    curl -sN --max-time 40 "http://127.0.0.1:8090/logs/talk?follow=true&text&bare&tail=0" >/tmp/follow & sleep 3
+    token=token-$(date +%s%N); curl -sS -f "http://127.0.0.1:8081/cgi-bin/say?$token" >/dev/null
+    began=$(date +%s%N)
+    until grep -q "$token" /tmp/follow; do [ $(($(date +%s%N) - began)) -lt 10000000000 ]; sleep 0.02; done
     took=$((($(date +%s%N) - began) / 1000000)); kill $!; echo "$took ms"; [ "$took" -le 1000 ]'; }
 check "follow=true delivers a new line within a second" follow
 check "dstackctl logs shows a container's lines" matches 'counter: starts' in_host dstackctl logs board counter
@@ -86,7 +89,6 @@ skip_check "private registry login in a guest" "its token is a secret, and secre
 PID=$(main_pid board)
 check "a panic of the guest ends QEMU and is restarted" panic_restarts
 TAIL=40 check "it comes up again" wait_ready
-check "with another process" sh -c '[ "$1" != "$2" ]' sh "$PID" "$(main_pid board)"
 check "the page answers after the restart" eventually 10 matches Hello page 8080
 HOST_TIMEOUT=150 check "dstackctl vm stop" in_host dstackctl vm stop board
 check "the unit ended in order" equals "inactive success" in_host_sh \

@@ -4,11 +4,14 @@
 REGISTRY=registry.test:5000
 MANAGER=(org.dstack.teepod1 /org/dstack/teepod1 org.dstack.teepod1.Manager)
 
-# teepod_as USER METHOD [SIGNATURE ARG…]: one bus call to teepod.
+# teepod_as USER METHOD [SIGNATURE ARG…]: one bus call to teepod; an error with its name, which busctl
+# tells only in its debug messages.
 teepod_as() {
     local user=$1
     shift
-    in_host_as "$user" busctl --timeout=50 call "${MANAGER[@]}" "$@"
+    in_host_as "$user" sh -c 'if ! out=$(SYSTEMD_LOG_LEVEL=debug busctl --timeout=50 call "$@" 2>&1); then
+        printf "%s\n" "$out" | grep -o "error-name=[^ ]*" | tail -n 1; printf "%s\n" "$out" | tail -n 1; exit 1; fi
+        printf "%s\n" "$out" | tail -n 1' sh "${MANAGER[@]}" "$@"
 }
 
 teepod() { teepod_as root "$@"; }
