@@ -9,6 +9,7 @@ pub mod ground;
 pub mod guest;
 pub mod home;
 pub mod image;
+pub mod observe;
 pub mod verbs;
 pub mod vm;
 

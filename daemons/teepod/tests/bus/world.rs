@@ -79,6 +79,11 @@ fn spawn_bus(dir: &Path) -> (Process, String) {
     (Process(child), line.trim().to_owned())
 }
 
+/// The daemon; `DSTACK_TEEPOD` names another build of it, e.g. to take figures.
+fn program() -> String {
+    std::env::var("DSTACK_TEEPOD").unwrap_or_else(|_| env!("CARGO_BIN_EXE_dstack-teepod").to_owned())
+}
+
 /// Puts an image into a directory.
 pub fn make_image(directory: &Path, name: &str, version: &str) {
     std::fs::create_dir_all(directory).unwrap();
@@ -162,7 +167,7 @@ impl World {
         let child = Command::new("bash")
             .args(["-c", &script, "bash"])
             .args(&self.wrapper)
-            .arg(env!("CARGO_BIN_EXE_dstack-teepod"))
+            .arg(program())
             .env("LISTEN_FDS", "2")
             .env("LISTEN_FDNAMES", "teepod:teepod")
             .env("DBUS_SYSTEM_BUS_ADDRESS", &self.address)
