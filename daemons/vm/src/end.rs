@@ -7,6 +7,8 @@ use crate::qmp::Reason;
 pub const EXIT_OK: u8 = 0;
 /// Exit status after a failure: the unit restarts, within its start limit.
 pub const EXIT_FAILURE: u8 = 1;
+/// Exit status when the VM cannot be started as it is: `RestartPreventExitStatus=` in the unit.
+pub const EXIT_CONFIG: u8 = 78;
 /// Exit status after a guest's reboot: `RestartForceExitStatus=` in the unit.
 pub const EXIT_RESET: u8 = 133;
 

@@ -102,7 +102,7 @@ pub fn run(home: PathBuf, net: PathBuf) -> u8 {
 fn fail(journal: &Journal, error: &SetupError) -> u8 {
     journal.log(Priority::Error, Some(VM_FAILED), &format!("Cannot start the VM: {error}"));
     Notify.status(&format!("Cannot start the VM: {error}"));
-    crate::end::EXIT_FAILURE
+    error.status()
 }
 
 /// A VM that cannot be started still says why, if teepod is there.

@@ -2,6 +2,7 @@
 //! What a run begins with: the credential `launch`, and the directories that systemd has made.
 
 use crate::disk::DiskError;
+use crate::end::{EXIT_CONFIG, EXIT_FAILURE};
 use dstack_core::ids::VmName;
 use dstack_core::qemu::QemuError;
 use dstack_core::spec::{LAUNCH_VERSION, LaunchSpec};
@@ -53,6 +54,20 @@ pub enum SetupError {
     /// A system call failed.
     #[error("{0}: {1}")]
     System(&'static str, io::Error),
+}
+
+impl SetupError {
+    /// The exit status: another one for what another attempt cannot change.
+    #[must_use]
+    pub const fn status(&self) -> u8 {
+        match self {
+            Self::Environment(_) | Self::Json(_) | Self::Value(_) | Self::Qemu(_) | Self::Version(..) => {
+                EXIT_CONFIG
+            }
+            Self::Disk(DiskError::Foreign(..)) => EXIT_CONFIG,
+            _ => EXIT_FAILURE,
+        }
+    }
 }
 
 /// The directories of this run.

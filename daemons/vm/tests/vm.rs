@@ -101,15 +101,16 @@ fn a_failed_boot_is_told_and_ended_in_time() {
 
 #[test]
 fn a_host_that_cannot_run_it_says_why() {
-    for (change, words) in [
-        ((|l| l.vm.disk = 1) as fn(&mut dstack_core::spec::LaunchSpec), "a disk of 1 bytes is not possible"),
-        (|l| l.version = 99, "version 99 is not 1"),
-        (|l| l.qemu = "/nonexistent/qemu".into(), "/nonexistent/qemu"),
-        (|l| l.vsock_program = "/bin/true".into(), "/bin/true does not come up"),
+    type Change = fn(&mut dstack_core::spec::LaunchSpec);
+    for (change, code, words) in [
+        ((|l| l.vm.disk = 1) as Change, 78, "a disk of 1 bytes is not possible"),
+        (|l| l.version = 99, 78, "version 99 is not 1"),
+        (|l| l.qemu = "/nonexistent/qemu".into(), 1, "/nonexistent/qemu"),
+        (|l| l.vsock_program = "/bin/true".into(), 1, "/bin/true does not come up"),
     ] {
         let mut bench = Bench::start(Behaviour { backend: false, ..Behaviour::default() }, change);
         let (status, log) = bench.end();
-        assert_eq!(status, 1, "{log}");
+        assert_eq!(status, code, "{log}");
         assert!(log.contains(words), "{words}: {log}");
     }
 }
