@@ -8,6 +8,7 @@ use crate::journal;
 use crate::output::{Ui, note};
 use crate::quantity::parse_time;
 use serde::{Deserialize, Serialize};
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -76,22 +77,24 @@ async fn show(client: &Client, name: &str, container: &str, range: &Range, ui: &
     let query = query(range, ui, now).map_err(Failure::usage)?;
     let fd: zbus::OwnedFd = client.change("OpenLogs", &(name, container, query)).await?;
     let copied = copy(OwnedFd::from(fd), ui);
-    let any = tokio::select! {
+    let refused = tokio::select! {
         result = copied => result.map_err(|e| Failure::new(format!("the log of {container} broke: {e}")))?,
-        _ = tokio::signal::ctrl_c(), if range.follow => true,
+        _ = tokio::signal::ctrl_c(), if range.follow => None,
     };
-    if any || range.is_narrow() {
-        return Ok(());
+    match refused {
+        None => Ok(()),
+        Some(error) => Err(refusal(&error, name)),
     }
-    Err(Failure::with(Exit::NotFound, format!("nothing is logged by {container:?} in {name}"))
-        .hint(format!("list its containers: dstackctl logs {name}")))
 }
 
-impl Range {
-    /// Whether an empty log is no surprise.
-    fn is_narrow(&self) -> bool {
-        self.follow || self.since.is_some() || self.until.is_some() || self.tail.is_some()
+/// What the guest agent says instead of a log.
+fn refusal(error: &str, name: &str) -> Failure {
+    let message = format!("the guest of {name} says: {}", safe(error));
+    if error.starts_with("no container") {
+        return Failure::with(Exit::NotFound, message)
+            .hint(format!("list its containers: dstackctl logs {name}"));
     }
+    Failure::new(message)
 }
 
 /// The query of `/logs/<container>`, in the guest agent's words.
@@ -120,27 +123,70 @@ fn query(range: &Range, ui: &Ui, now: u64) -> Result<String, String> {
     Ok(parts.join("&"))
 }
 
-/// Copies the stream to standard output, byte for byte when that is no terminal; whether there was anything.
-async fn copy(fd: OwnedFd, ui: &Ui) -> std::io::Result<bool> {
+/// Most bytes of an answer that is an error and no log.
+const ERROR_MAX: usize = 4096;
+/// How such an answer begins.
+const ERROR_HEAD: &[u8] = br#"{"error":"#;
+
+/// Copies the stream to standard output, byte for byte when that is no terminal. The guest agent's error, if that is
+/// all it sends, is returned instead.
+async fn copy(fd: OwnedFd, ui: &Ui) -> std::io::Result<Option<String>> {
     let stream = StdUnixStream::from(fd);
     stream.set_nonblocking(true)?;
     let mut stream = UnixStream::from_std(stream)?;
-    let mut out = std::io::stdout();
     let mut buffer = vec![0; 64 * 1024];
-    let mut any = false;
+    let mut held = Some(Vec::new());
     loop {
         let length = stream.read(&mut buffer).await?;
-        let Some(bytes) = buffer.get_mut(..length).filter(|b| !b.is_empty()) else { return Ok(any) };
-        any = true;
-        if ui.width.is_some() {
-            bytes.iter_mut().filter(|b| steers(**b)).for_each(|b| *b = b'?');
+        let bytes = buffer.get_mut(..length).unwrap_or_default();
+        let ended = bytes.is_empty();
+        let mut ready = match held.take() {
+            None => bytes.to_vec(),
+            Some(mut begun) => {
+                begun.extend_from_slice(bytes);
+                if !ended && may_be_error(&begun) {
+                    held = Some(begun);
+                    continue;
+                }
+                match error_of(&begun).filter(|_| ended) {
+                    Some(error) => return Ok(Some(error)),
+                    None => begun,
+                }
+            }
+        };
+        let open = print(&mut ready, ui)?;
+        if ended || !open {
+            return Ok(None);
         }
-        let written =
-            std::io::Write::write_all(&mut out, bytes).and_then(|()| std::io::Write::flush(&mut out));
-        match written {
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(any),
-            other => other?,
-        }
+    }
+}
+
+/// Whether this may become an error: those have no line end, which every line of a log has.
+fn may_be_error(begun: &[u8]) -> bool {
+    let length = begun.len().min(ERROR_HEAD.len());
+    begun.len() < ERROR_MAX && !begun.contains(&b'\n') && begun.get(..length) == ERROR_HEAD.get(..length)
+}
+
+fn error_of(answer: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Refused {
+        error: String,
+    }
+    if !may_be_error(answer) {
+        return None;
+    }
+    serde_json::from_slice::<Refused>(answer).ok().map(|r| r.error)
+}
+
+/// Prints a piece; whether there is still somebody to read it.
+fn print(bytes: &mut [u8], ui: &Ui) -> std::io::Result<bool> {
+    if ui.width.is_some() {
+        bytes.iter_mut().filter(|b| steers(**b)).for_each(|b| *b = b'?');
+    }
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        other => other.map(|()| true),
     }
 }
 
@@ -175,6 +221,17 @@ mod tests {
         let json = r#"{"containers":[{"id":"1","names":["/web"],"state":"running","new":1}]}"#;
         let answer: Answer = serde_json::from_str(json).unwrap_or(Answer { containers: vec![] });
         assert_eq!(answer.containers.first().map(|c| c.names.clone()), Some(vec!["/web".to_owned()]));
+    }
+
+    #[test]
+    fn errors_are_told_from_lines() {
+        assert_eq!(error_of(br#"{"error":"no container \"x\""}"#), Some("no container \"x\"".to_owned()));
+        for line in ["{\"error\":\"x\"}\n", "", "error", "{\"error\":", "{\"errors\":1}"] {
+            assert_eq!(error_of(line.as_bytes()), None, "{line:?}");
+        }
+        assert!(may_be_error(b"") && may_be_error(b"{\"err") && !may_be_error(b"counter"));
+        assert_eq!(refusal("no container \"x\"", "a").exit, Exit::NotFound);
+        assert_eq!(refusal("logs are private", "a").exit, Exit::Failed);
     }
 
     #[test]

@@ -229,7 +229,9 @@ async fn logs() {
     let web = world.ctl(&["logs", "a", "web", "--tail", "5"]).await;
     assert_eq!(web.out, "größe text=true&bare=true&ansi=true&tail=5\n");
     let none = world.ctl(&["logs", "a", "db"]).await;
-    assert!(none.code == 3 && none.err.contains("dstackctl logs a"), "{none:?}");
+    assert!(none.code == 3 && none.out.is_empty() && none.err.contains("dstackctl logs a"), "{none:?}");
+    let silent = world.ctl(&["logs", "a", "silent"]).await;
+    assert!(silent.code == 0 && silent.out.is_empty() && silent.err.is_empty(), "{silent:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
