@@ -10,6 +10,7 @@ use dstack_service::access::Gate;
 use dstack_service::api::teepod1::Error;
 use dstack_service::errors::Fdo;
 use dstack_service::jobs::{Context, JobError, Jobs, NewJob};
+use dstack_service::logging::message_id;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,7 +54,16 @@ impl Api {
         let vm = self.engine.get(object).ok();
         let name = vm.as_ref().map_or(object, |vm| vm.name.as_str());
         let app = vm.as_ref().map(|vm| vm.record().spec.app_id.to_string()).unwrap_or_default();
-        self.gate.check(call, action, &[("vm", name), ("app", &app), ("verb", &verb)]).await
+        let verdict = self.gate.check(call, action, &[("vm", name), ("app", &app), ("verb", &verb)]).await;
+        if let Err(refused) = &verdict {
+            let sender = call.sender().map(|s| s.as_str().to_owned()).unwrap_or_default();
+            tracing::info!(
+                MESSAGE_ID = message_id::ACCESS_DENIED,
+                DSTACK_VM = name,
+                "{verb} of {name:?} by {sender} was refused: {refused}"
+            );
+        }
+        verdict
     }
 
     async fn job<F, W>(&self, new: NewJob<'_>, work: F) -> Result<OwnedObjectPath, Error>
