@@ -51,8 +51,6 @@ install: ## copy programs, units, policies, man pages into DESTDIR
 	install -m 644 -D units/guest/dstack.catalog $(DESTDIR)$(prefix)/lib/systemd/catalog/dstack-guest.catalog
 	for f in $(wildcard units/*/*.sysusers units/*/*.tmpfiles); do n=$${f##*/}; \
 		install -m 644 -D $$f $(DESTDIR)$(prefix)/lib/$${n##*.}.d/$${n%.*}.conf || exit; done
-	install -m 644 -D units/guest/dstack-guest.sysusers $(DESTDIR)$(prefix)/lib/sysusers.d/dstack-guest.conf
-	install -m 644 -D units/guest/dstack-guest.tmpfiles $(DESTDIR)$(prefix)/lib/tmpfiles.d/dstack-guest.conf
 	$(PUT)$(prefix)/share/dbus-1/system.d $(wildcard dbus/*.conf)
 	$(PUT)$(prefix)/share/dbus-1/system-services $(wildcard dbus/*.service)
 	$(PUT)$(prefix)/share/dbus-1/interfaces $(wildcard dbus/interfaces/*.xml)
