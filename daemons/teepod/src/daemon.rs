@@ -22,6 +22,7 @@ use std::error::Error;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use zbus::Connection;
 
@@ -31,6 +32,8 @@ pub const NAME: &str = "dstack-teepod";
 const SOCKETS: &str = "teepod";
 /// Worker threads: the work is waiting.
 const WORKERS: usize = 2;
+/// Time that file work under way gets to end at a stop.
+const GRACE: Duration = Duration::from_secs(3);
 /// Threads for file work, which is short.
 const BLOCKING: usize = 4;
 
@@ -50,7 +53,10 @@ pub fn run(level: LevelHandle) -> Outcome<()> {
         .max_blocking_threads(BLOCKING)
         .enable_all()
         .build()?;
-    runtime.block_on(serve(settings, state, homes, http, level))
+    let result = runtime.block_on(serve(settings, state, homes, http, level));
+    // A long import is not waited for: what it leaves is swept at the next start.
+    runtime.shutdown_timeout(GRACE);
+    result
 }
 
 /// VMs' sockets carry packets, web ports streams; a socket unit gives all its sockets one name.

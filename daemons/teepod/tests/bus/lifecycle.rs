@@ -227,3 +227,18 @@ async fn upgrade_and_resize() {
     world.manager.create_vm("derived", compose.as_bytes(), derived).await.unwrap();
     assert_eq!(world.vm("derived").await.app_id().await.unwrap(), app);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn teepod_ends_at_once_when_told_to() {
+    let mut world = World::new().await;
+    world.systemd.on_start("dstack-vm@a.service", Start::Wait);
+    world.manager.create_vm("a", COMPOSE.as_bytes(), options(&[])).await.unwrap();
+    world.systemd.wait_for("Start dstack-vm@a.service").await;
+    let mut teepod = world.teepod.take().unwrap();
+    let pid = rustix::process::Pid::from_child(&teepod.0);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let ended = tokio::task::spawn_blocking(move || teepod.0.wait().unwrap());
+    let status = tokio::time::timeout(std::time::Duration::from_secs(5), ended).await;
+    assert!(status.expect("teepod does not end").unwrap().success());
+    assert!(!world.systemd.calls().iter().any(|c| c.starts_with("Stop")), "VMs are left alone");
+}
