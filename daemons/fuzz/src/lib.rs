@@ -6,7 +6,8 @@
 //! (`libfuzzer/README.md`).
 
 use dstack_core::{
-    boot, client_hello, compose, config_disk, env, event_log, home, ids, image, quote_sim_wire, sni, spec,
+    boot, ccel, client_hello, compose, config_disk, env, event_log, home, ids, image, quote_sim_wire, sni,
+    spec,
 };
 
 /// A fuzz target: its name, the function, and well-formed samples to mutate.
@@ -36,6 +37,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "event_log", run: event_log, samples: event_log_samples },
     Target { name: "client_hello", run: client_hello, samples: client_hello_samples },
     Target { name: "sni", run: sni, samples: sni_samples },
+    Target { name: "ccel", run: ccel, samples: ccel_samples },
     Target { name: "quote_sim_wire", run: quote_sim_wire, samples: quote_sim_wire_samples },
     Target { name: "ids", run: ids, samples: id_samples },
 ];
@@ -243,4 +245,20 @@ fn quote_sim_wire_samples() -> Vec<Vec<u8>> {
     ];
     samples.push(format!(r#"{{"quote":"{data}"}}"#));
     samples.into_iter().map(String::into_bytes).collect()
+}
+
+/// A firmware log that parses can be replayed, and holds no register that a TD does not have.
+pub fn ccel(bytes: &[u8]) {
+    if let Ok(events) = ccel::parse(bytes) {
+        assert!(event_log::replay(&events).is_ok(), "registers were checked");
+        assert!(events.len() <= event_log::EVENTS_MAX && events.iter().all(|e| e.event.is_empty()), "form");
+    }
+}
+
+fn ccel_samples() -> Vec<Vec<u8>> {
+    let data = [&b"Spec ID Event03\0"[..], &[0; 8], &[1, 0, 0, 0, 0x0c, 0, 48, 0], &[0]].concat();
+    let start = [&[1, 0, 0, 0, 3, 0, 0, 0][..], &[0; 20], &[33, 0, 0, 0], &data].concat();
+    let event =
+        [&[2, 0, 0, 0, 1, 0, 0, 0x80, 1, 0, 0, 0, 0x0c, 0][..], &[7; 48], &[2, 0, 0, 0], b"ab"].concat();
+    vec![start.clone(), [start.as_slice(), &event, &event, &[0xff; 16]].concat()]
 }

@@ -7,6 +7,7 @@
 //! - [`spec`]: the shape of a VM, as teepod stores it and dstack-vm reads it
 //! - [`image`]: `metadata.json` and `sha256sum.txt` of a guest image
 //! - [`event_log`]: the events behind RTMR3
+//! - [`ccel`]: the firmware's event log
 //! - [`config_disk`]: the tar that carries the host's inputs into the guest
 //! - [`boot`]: the lines a guest sends about its boot
 //! - [`client_hello`], [`sni`]: where a TLS connection wants to go
@@ -16,6 +17,7 @@
 //! - [`quote_sim_wire`]: frames between a guest and the simulated TEE
 
 pub mod boot;
+pub mod ccel;
 pub mod client_hello;
 pub mod compose;
 pub mod config_disk;

@@ -76,6 +76,8 @@ pub struct Attested {
 pub struct EventLog {
     directory: PathBuf,
     platform: Arc<dyn Platform>,
+    /// Of the firmware; they come before all others.
+    firmware: Vec<Event>,
     events: Vec<Event>,
     register: Digest,
     poisoned: bool,
@@ -102,24 +104,27 @@ impl EventLog {
             None => Vec::new(),
         };
         let register = platform.registers()?.rtmr3;
-        let directory = directory.to_owned();
-        let mut log = Self { directory, platform, events, register, poisoned: false, _lock: lock };
+        let (directory, firmware) = (directory.to_owned(), platform.firmware_events()?);
+        let mut log = Self { directory, platform, firmware, events, register, poisoned: false, _lock: lock };
         log.recover()?;
         Ok(log)
     }
 
-    /// The events so far.
+    /// The events of RTMR3 so far.
     #[must_use]
     pub fn events(&self) -> &[Event] {
         &self.events
     }
 
-    /// The log as JSON.
+    /// The whole log as JSON: the firmware's events, and those of RTMR3.
     ///
     /// # Errors
     /// [`LogError::Full`] when it is larger than any reader accepts.
     pub fn json(&self) -> Result<Vec<u8>, LogError> {
-        to_json(&self.events)
+        if self.firmware.len() + self.events.len() > EVENTS_MAX {
+            return Err(LogError::Full);
+        }
+        to_json(&[self.firmware.as_slice(), &self.events].concat())
     }
 
     /// Which TEE: `tdx` or `simulated`.
@@ -166,7 +171,7 @@ impl EventLog {
     }
 
     fn allowed(&self, name: &str) -> Result<(), LogError> {
-        if self.events.len() >= EVENTS_MAX {
+        if self.firmware.len() + self.events.len() >= EVENTS_MAX {
             return Err(LogError::Full);
         }
         match TRUSTED.get(self.events.len()) {

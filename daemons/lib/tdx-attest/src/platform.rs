@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a TEE offers to its guest.
 
-use dstack_core::event_log::Digest;
+use dstack_core::ccel::CcelError;
+use dstack_core::event_log::{Digest, Event};
 use dstack_core::quote_sim_wire::WireError;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -34,6 +35,9 @@ pub enum AttestError {
     /// The simulated TEE cannot be reached.
     #[error("the simulated TEE cannot be reached: {0}; install dstack-testroot on the host")]
     Unreachable(io::Error),
+    /// The firmware's event log is damaged.
+    #[error(transparent)]
+    Firmware(#[from] CcelError),
     /// The simulated TEE gave no valid answer.
     #[error(transparent)]
     Wire(#[from] WireError),
@@ -68,4 +72,13 @@ pub trait Platform: Send + Sync {
     /// # Errors
     /// [`AttestError`].
     fn registers(&self) -> Result<Registers, AttestError>;
+
+    /// The firmware's events behind RTMR0 to RTMR2, without their data, which may be large and proves nothing; none
+    /// where there is no firmware log.
+    ///
+    /// # Errors
+    /// [`AttestError::Firmware`] when it is there but damaged.
+    fn firmware_events(&self) -> Result<Vec<Event>, AttestError> {
+        Ok(Vec::new())
+    }
 }

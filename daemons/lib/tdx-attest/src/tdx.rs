@@ -7,7 +7,8 @@
 //! us its only user, for the driver does not bear parallel requests.
 
 use crate::platform::{AttestError, Platform, QUOTE_MAX, Registers};
-use dstack_core::event_log::Digest;
+use dstack_core::ccel::{self, CCEL_MAX};
+use dstack_core::event_log::{Digest, Event};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -25,6 +26,8 @@ pub struct Paths {
     pub reports: PathBuf,
     /// The measurement files of the TDX guest driver.
     pub measurements: PathBuf,
+    /// The firmware's event log.
+    pub ccel: PathBuf,
     /// Lock of our report entry.
     pub lock: PathBuf,
 }
@@ -36,6 +39,7 @@ impl Paths {
         Self {
             reports: root.join("sys/kernel/config/tsm/report"),
             measurements: root.join("sys/devices/virtual/misc/tdx_guest/measurements"),
+            ccel: root.join("sys/firmware/acpi/tables/data/CCEL"),
             lock: root.join("run/dstack/private/tsm.lock"),
         }
     }
@@ -128,6 +132,15 @@ impl Platform for Tdx {
             rtmr3: self.register("rtmr3:sha384")?,
             mr_config_id: self.register("mrconfigid")?,
         })
+    }
+
+    fn firmware_events(&self) -> Result<Vec<Event>, AttestError> {
+        if !self.paths.ccel.exists() {
+            return Ok(Vec::new());
+        }
+        let mut events = ccel::parse(&read(&self.paths.ccel, CCEL_MAX)?)?;
+        events.iter_mut().for_each(|event| event.event_payload.clear());
+        Ok(events)
     }
 }
 

@@ -135,3 +135,20 @@ fn p15_what_the_kernel_gives_has_limits() {
     fs::write(Paths::under(fake.root.path()).measurements.join("mrtd:sha384"), [0; 47]).unwrap();
     assert!(matches!(fake.tdx().registers(), Err(AttestError::Malformed(_))));
 }
+
+#[test]
+fn the_firmwares_log_may_be_absent_but_not_damaged() {
+    let fake = Fake::new();
+    assert_eq!(fake.tdx().firmware_events().unwrap(), []);
+    let ccel = Paths::under(fake.root.path()).ccel;
+    fs::create_dir_all(ccel.parent().unwrap()).unwrap();
+    fs::write(&ccel, [1; 100]).unwrap();
+    assert!(matches!(fake.tdx().firmware_events(), Err(AttestError::Firmware(_))));
+    let data = [&b"Spec ID Event03\0"[..], &[0; 8], &[1, 0, 0, 0, 0x0c, 0, 48, 0], &[0]].concat();
+    let start = [&[1, 0, 0, 0, 3, 0, 0, 0][..], &[0; 20], &[33, 0, 0, 0], &data].concat();
+    let head = [2, 0, 0, 0, 1, 0, 0, 0x80, 1, 0, 0, 0, 0x0c, 0];
+    fs::write(&ccel, [&start[..], &head, &[7; 48], &[2, 0, 0, 0], b"ab"].concat()).unwrap();
+    let events = fake.tdx().firmware_events().unwrap();
+    assert_eq!((events.len(), events[0].imr, events[0].digest), (1, 1, [7; 48]));
+    assert!(events[0].event_payload.is_empty());
+}
