@@ -7,11 +7,23 @@
 //! - [`pki`]: the test root and what hangs off it, made once at install
 //! - [`quote`]: a TD report's fields and the quote over them
 //! - [`collateral`]: what a provisioning certificate cache would serve
+//! - [`launched`]: the registers of a VM at launch
+//! - [`registry`]: the registers of the VMs that run
+//! - [`identity`]: which VM a caller is
+//! - [`server`]: answers to guests
+//! - [`store`]: the test root on disk
+//! - [`daemon`]: start order and main loop of the program
 
 pub mod collateral;
+pub mod daemon;
 mod der;
+pub mod identity;
+pub mod launched;
 pub mod pki;
 pub mod quote;
+pub mod registry;
+pub mod server;
+pub mod store;
 
 /// Why the simulated TEE cannot do something.
 #[derive(Debug, thiserror::Error)]
