@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a peer must show, and what is known about it once it has.
+
+use crate::collateral::{Cache, SourceError};
+use crate::tls::CHAIN_MAX;
+use dstack_core::event_log::Milestone;
+use dstack_core::ids::AppId;
+use dstack_ra_tls::certificate::{self, CertificateError, Claims, Usage, report_data};
+use dstack_ra_tls::{Evidence, Expect, Policy, Roots, Verdict, VerifyError, verify};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::Semaphore;
+use webpki::aws_lc_rs::ECDSA_P256_SHA256;
+use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// How long a verdict holds: a connection that lives longer must be made anew.
+pub const VERDICT_TTL: Duration = Duration::from_secs(3600);
+/// Longest life of a self-signed certificate.
+pub const SELF_SIGNED_MAX: Duration = Duration::from_secs(7 * 86_400);
+/// Quotes verified at a time; each takes about ten milliseconds of a core.
+const VERIFICATIONS: usize = 4;
+
+/// A future behind a trait object.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Which side the judged peer is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// It connected to us.
+    Client,
+    /// We connected to it.
+    Server,
+}
+
+/// The only authority whose certificates count, by its public key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Anchor {
+    /// SubjectPublicKeyInfo, DER.
+    public_key: Vec<u8>,
+}
+
+impl Anchor {
+    /// The authority with this SubjectPublicKeyInfo (DER), e.g. the `key_provider_id` of an app (trust rule T3).
+    #[must_use]
+    pub const fn pinned(public_key: Vec<u8>) -> Self {
+        Self { public_key }
+    }
+
+    /// Checks the leaf's path to the authority, which the peer sends along.
+    fn check(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        side: Side,
+        now: UnixTime,
+    ) -> Result<(), PeerError> {
+        let is_ours = |der: &&CertificateDer<'_>| {
+            X509Certificate::from_der(der).is_ok_and(|(_, c)| c.public_key().raw == self.public_key)
+        };
+        let ours = rest.iter().find(is_ours).ok_or(PeerError::Authority)?;
+        let anchors = [anchor_from_trusted_cert(ours).map_err(|_| PeerError::Authority)?];
+        let leaf = EndEntityCert::try_from(leaf).map_err(|e| PeerError::Path(e.to_string()))?;
+        let usage = match side {
+            Side::Client => KeyUsage::client_auth(),
+            Side::Server => KeyUsage::server_auth(),
+        };
+        let path = leaf.verify_for_usage(&[ECDSA_P256_SHA256], &anchors, rest, now, usage, None, None);
+        path.map(drop).map_err(|e| PeerError::Path(e.to_string()))
+    }
+}
+
+/// What evidence a peer must bring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    /// None; what it brings must be good all the same.
+    IfPresent,
+    /// A quote, of a boot at this point, or at any.
+    Evidence(Option<Milestone>),
+}
+
+/// What a peer must show.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    issued: Option<(Anchor, Vec<Usage>)>,
+    needs: Needs,
+}
+
+impl Rules {
+    /// Any certificate, most often self-signed, with evidence of a boot at this point (`None`: any point). What the
+    /// certificate says beside the evidence counts for nothing.
+    #[must_use]
+    pub const fn attested(milestone: Option<Milestone>) -> Self {
+        Self { issued: None, needs: Needs::Evidence(milestone) }
+    }
+
+    /// A certificate of this authority for one of these usages; evidence is not needed.
+    #[must_use]
+    pub const fn issued(anchor: Anchor, usages: Vec<Usage>) -> Self {
+        Self { issued: Some((anchor, usages)), needs: Needs::IfPresent }
+    }
+
+    /// A certificate of this authority for one of these usages, with evidence inside.
+    #[must_use]
+    pub const fn issued_and_attested(
+        anchor: Anchor,
+        usages: Vec<Usage>,
+        milestone: Option<Milestone>,
+    ) -> Self {
+        Self { issued: Some((anchor, usages)), needs: Needs::Evidence(milestone) }
+    }
+}
+
+/// Why a peer is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// It shows no certificate.
+    #[error("the peer shows no certificate")]
+    Anonymous,
+    /// Its chain is too long.
+    #[error("the peer's chain has more than {CHAIN_MAX} certificates")]
+    Chain,
+    /// Its certificate cannot be read.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    /// Its certificate is not valid now, or for too long.
+    #[error("the peer's certificate is {0}")]
+    Dates(&'static str),
+    /// The authority that was pinned is not in its chain.
+    #[error("the peer's certificate is not of the pinned authority")]
+    Authority,
+    /// Its certificate does not lead to the pinned authority.
+    #[error("the peer's certificate does not lead to the pinned authority: {0}")]
+    Path(String),
+    /// Its certificate is for something else (trust rule T20).
+    #[error("the peer's certificate is for {found}, needed is {needed}")]
+    Usage {
+        /// What it is for.
+        found: &'static str,
+        /// What would do.
+        needed: String,
+    },
+    /// It brings no evidence.
+    #[error("the peer's certificate carries no quote and event log")]
+    NoEvidence,
+    /// Its authority wrote another app id than the one that is measured.
+    #[error("the peer's certificate is for another app than the measured one")]
+    AppId,
+    /// There is no collateral to judge by.
+    #[error(transparent)]
+    Collateral(#[from] SourceError),
+    /// Its quote is not genuine.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    /// Its evidence is genuine and breaks a rule.
+    #[error("the peer's evidence is refused: {0}")]
+    Refused(String),
+    /// The verification did not end.
+    #[error("the verification was cut off")]
+    Cut,
+}
+
+/// What is known about a peer. Every field was checked.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// SubjectPublicKeyInfo of the key it holds, DER.
+    pub public_key: Vec<u8>,
+    /// The verdict over its evidence, passed; `None` when it brought none and needed none.
+    pub verdict: Option<Arc<Verdict>>,
+    /// What the pinned authority issued its certificate for; `None` without such an authority.
+    pub usage: Option<Usage>,
+    /// The app id: of the verdict, or else of the pinned authority.
+    pub app_id: Option<AppId>,
+    /// Until when this holds, seconds since 1970.
+    pub valid_until: u64,
+}
+
+impl Peer {
+    /// Whether this still holds.
+    #[must_use]
+    pub const fn is_current(&self, now: u64) -> bool {
+        now < self.valid_until
+    }
+}
+
+/// Tells the time, seconds since 1970.
+pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// Judges peers by roots, policy and collateral.
+pub struct Verifier {
+    roots: Roots,
+    policy: Policy,
+    collateral: Cache,
+    clock: Clock,
+    slots: Arc<Semaphore>,
+}
+
+impl std::fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Verifier({})", self.roots.realm())
+    }
+}
+
+impl Verifier {
+    /// A verifier by the system's clock.
+    #[must_use]
+    pub fn new(roots: Roots, policy: Policy, collateral: Cache) -> Self {
+        let since = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        Self {
+            roots,
+            policy,
+            collateral,
+            clock: Arc::new(since),
+            slots: Arc::new(Semaphore::new(VERIFICATIONS)),
+        }
+    }
+
+    /// The same by another clock, e.g. one that never falls behind what was verified (trust rule T12).
+    #[must_use]
+    pub fn with_clock(self, clock: Clock) -> Self {
+        Self { clock, ..self }
+    }
+
+    /// The time by its clock, seconds since 1970.
+    #[must_use]
+    pub fn now(&self) -> u64 {
+        (self.clock)()
+    }
+
+    /// The collateral, to be refreshed by a timer.
+    #[must_use]
+    pub const fn collateral(&self) -> &Cache {
+        &self.collateral
+    }
+
+    /// Judges a chain, leaf first, whose leaf's key the peer has proven to hold.
+    ///
+    /// # Errors
+    /// [`PeerError`] with the first thing that is wrong, cheap checks before dear ones.
+    pub async fn judge(
+        &self,
+        chain: &[CertificateDer<'static>],
+        side: Side,
+        rules: &Rules,
+    ) -> Result<Peer, PeerError> {
+        let (leaf, rest) = chain.split_first().ok_or(PeerError::Anonymous)?;
+        if chain.len() > CHAIN_MAX {
+            return Err(PeerError::Chain);
+        }
+        let now = self.now();
+        let claims = certificate::parse(leaf)?;
+        let ends = dates(leaf, now, rules.issued.is_none())?;
+        if let Some((anchor, usages)) = &rules.issued {
+            anchor.check(leaf, rest, side, UnixTime::since_unix_epoch(Duration::from_secs(now)))?;
+            check_usage(claims.usage, usages)?;
+        }
+        let verdict = self.verdict(&claims, rules.needs, now).await?;
+        peer(claims, verdict, rules.issued.is_some(), ends.min(now + VERDICT_TTL.as_secs()))
+    }
+
+    async fn verdict(
+        &self,
+        claims: &Claims,
+        needs: Needs,
+        now: u64,
+    ) -> Result<Option<Arc<Verdict>>, PeerError> {
+        let (quote, log) = match (&claims.quote, &claims.event_log, needs) {
+            (Some(quote), Some(log), _) => (quote.clone(), log.clone()),
+            (None, None, Needs::IfPresent) => return Ok(None),
+            _ => return Err(PeerError::NoEvidence),
+        };
+        let milestone = if let Needs::Evidence(milestone) = needs { milestone } else { None };
+        let expect = Expect { report_data: Some(report_data(&claims.public_key)), milestone };
+        let slot = Arc::clone(&self.slots).acquire_owned().await.map_err(|_| PeerError::Cut)?;
+        let collateral = self.collateral.get(&quote, UNIX_EPOCH + Duration::from_secs(now)).await?;
+        let (roots, policy) = (self.roots.clone(), self.policy.clone());
+        let work = tokio::task::spawn_blocking(move || {
+            let evidence = Evidence { quote: &quote, event_log: &log, collateral: &collateral };
+            let verdict = verify(&evidence, &roots, &policy, &expect, now);
+            drop(slot);
+            verdict
+        });
+        let verdict = work.await.map_err(|_| PeerError::Cut)??;
+        if verdict.passed() {
+            Ok(Some(Arc::new(verdict)))
+        } else {
+            Err(PeerError::Refused(verdict.reasons()))
+        }
+    }
+}
+
+/// Puts together what was checked; `issued` says whether the certificate's own words count.
+fn peer(claims: Claims, verdict: Option<Arc<Verdict>>, issued: bool, ends: u64) -> Result<Peer, PeerError> {
+    let measured = verdict.as_ref().and_then(|v| v.boot.as_ref()).map(|boot| boot.app_id);
+    let written = claims.app_id.filter(|_| issued);
+    if measured.zip(written).is_some_and(|(measured, written)| measured != written) {
+        return Err(PeerError::AppId);
+    }
+    let ends = verdict.as_ref().map_or(ends, |v| ends.min(v.collateral_expires));
+    Ok(Peer {
+        public_key: claims.public_key,
+        usage: claims.usage.filter(|_| issued),
+        app_id: measured.or(written),
+        verdict,
+        valid_until: ends,
+    })
+}
+
+/// Checks the certificate's dates; gives its end, seconds since 1970.
+fn dates(leaf: &CertificateDer<'_>, now: u64, self_signed: bool) -> Result<u64, PeerError> {
+    let (_, certificate) = X509Certificate::from_der(leaf).map_err(|_| CertificateError::NotX509)?;
+    let seconds = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
+    let validity = certificate.validity();
+    let (from, to) = (seconds(validity.not_before), seconds(validity.not_after));
+    match () {
+        () if now < from => Err(PeerError::Dates("not valid yet; compare the clocks")),
+        () if now >= to => Err(PeerError::Dates("expired")),
+        () if self_signed && to - now > SELF_SIGNED_MAX.as_secs() => {
+            Err(PeerError::Dates("valid for more than 7 days"))
+        }
+        () => Ok(to),
+    }
+}
+
+fn check_usage(found: Option<Usage>, needed: &[Usage]) -> Result<(), PeerError> {
+    if found.is_some_and(|usage| needed.contains(&usage)) {
+        return Ok(());
+    }
+    let needed: Vec<&str> = needed.iter().map(|usage| usage.text()).collect();
+    Err(PeerError::Usage { found: found.map_or("nothing", Usage::text), needed: needed.join(" or ") })
+}
