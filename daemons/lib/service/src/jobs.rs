@@ -264,9 +264,15 @@ where
     let (outcome, error) = match result {
         Ok(Ok(Ok(()))) => (Outcome::Done, Default::default()),
         Ok(Ok(Err(JobError::Canceled))) => (Outcome::Canceled, Default::default()),
-        Ok(Ok(Err(JobError::Failed(error)))) => (Outcome::Failed, (error.name().to_string(), error.to_string())),
-        Ok(Err(_)) => (Outcome::Timeout, (String::new(), format!("took longer than {} s", timeout.as_secs()))),
-        Err(error) => (Outcome::Failed, (String::new(), format!("internal error, please report it: {error}"))),
+        Ok(Ok(Err(JobError::Failed(error)))) => {
+            (Outcome::Failed, (error.name().to_string(), error.to_string()))
+        }
+        Ok(Err(_)) => {
+            (Outcome::Timeout, (String::new(), format!("took longer than {} s", timeout.as_secs())))
+        }
+        Err(error) => {
+            (Outcome::Failed, (String::new(), format!("internal error, please report it: {error}")))
+        }
     };
     if !error.1.is_empty() {
         tracing::warn!(DSTACK_JOB = job.id, "{} {}: {}", job.kind, job.subject, error.1);
