@@ -18,5 +18,6 @@ pub mod rpc;
 pub mod settings;
 pub mod store;
 pub mod systemd;
+pub mod unit_jobs;
 pub mod units;
 pub mod vm;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! [`Units`] by systemd's D-Bus interface.
 
+use crate::unit_jobs::UnitJobs;
 use crate::units::{Limits, Pending, UnitError, Units, vm_of_path, vm_of_unit};
 use crate::vm::UnitState;
 use dstack_core::ids::VmName;
@@ -49,6 +50,7 @@ trait Times {
 pub struct Systemd {
     connection: Connection,
     manager: ManagerProxy<'static>,
+    jobs: UnitJobs,
 }
 
 impl Systemd {
@@ -58,7 +60,7 @@ impl Systemd {
     /// When the connection is broken.
     pub async fn deaf(connection: &Connection) -> zbus::Result<Self> {
         let manager = ManagerProxy::builder(connection).cache_properties(CacheProperties::No).build().await?;
-        Ok(Self { connection: connection.clone(), manager })
+        Ok(Self { connection: connection.clone(), manager, jobs: UnitJobs::default() })
     }
 
     /// Connects, and follows the states of VMs' units into `changes`.
@@ -79,29 +81,39 @@ impl Systemd {
             .arg(0, UNIT)
             .build()?;
         let stream = MessageStream::for_match_rule(rule, connection, Some(QUEUE)).await?;
+        this.jobs.follow(&this.manager).await?;
         this.manager.subscribe().await?;
         tokio::spawn(this.clone().follow(stream, changes));
         Ok(this)
     }
 
+    /// Reads signals and waits for nothing else; what must be asked for is asked by a task of its own.
     async fn follow(self, mut stream: MessageStream, changes: mpsc::UnboundedSender<(VmName, UnitState)>) {
+        let (failures, failed) = mpsc::unbounded_channel();
+        tokio::spawn(self.ask(failed, changes.clone()));
         while let Some(message) = stream.next().await {
             let Some((vm, change)) = message.ok().as_ref().and_then(changed) else { continue };
-            let state = match change {
+            let told = match change {
                 // `Result` belongs to another interface, so it is asked for.
-                Some((active, _)) if active == "failed" => self.state(&vm).await,
-                Some((active, sub)) => Ok(UnitState::parse(&active, &sub, "")),
+                Some((active, _)) if active == "failed" => failures.send(vm).is_ok(),
+                Some((active, sub)) => changes.send((vm, UnitState::parse(&active, &sub, ""))).is_ok(),
                 None => continue,
             };
-            let told = match state {
-                Ok(state) => changes.send((vm, state)),
-                Err(error) => {
-                    tracing::warn!(DSTACK_VM = vm.as_str(), "{error}");
-                    continue;
-                }
-            };
-            if told.is_err() {
+            if !told {
                 return;
+            }
+        }
+    }
+
+    async fn ask(
+        self,
+        mut failed: mpsc::UnboundedReceiver<VmName>,
+        changes: mpsc::UnboundedSender<(VmName, UnitState)>,
+    ) {
+        while let Some(vm) = failed.recv().await {
+            match self.state(&vm).await {
+                Ok(state) => drop(changes.send((vm, state))),
+                Err(error) => tracing::warn!(DSTACK_VM = vm.as_str(), "{error}"),
             }
         }
     }
@@ -143,23 +155,18 @@ impl Systemd {
 
     async fn enqueue(&self, unit: &str, verb: Verb) -> Result<Pending, UnitError> {
         let failed = |e| error(unit, e);
-        // Subscribed before the call, so that a job which ends at once is not missed.
-        let mut ended = self.manager.receive_job_removed().await.map_err(failed)?;
+        let call = self.jobs.call();
         let job = match verb {
             Verb::Start => self.manager.start_unit(unit, "replace").await,
             Verb::Stop => self.manager.stop_unit(unit, "replace").await,
             Verb::Restart => self.manager.restart_unit(unit, "replace").await,
         }
         .map_err(failed)?;
-        let unit = unit.to_owned();
+        let (unit, ended) = (unit.to_owned(), call.returned(job));
         Ok(Box::pin(async move {
-            while let Some(signal) = ended.next().await {
-                match signal.args() {
-                    Ok(args) if args.job == job => return Ok(args.result.clone()),
-                    _ => {}
-                }
-            }
-            Err(UnitError::Failed { unit, message: "the connection to the bus was lost".to_owned() })
+            let lost =
+                |_| UnitError::Failed { unit, message: "the connection to the bus was lost".to_owned() };
+            ended.await.map_err(lost)
         }))
     }
 }
