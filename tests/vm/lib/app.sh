@@ -10,7 +10,7 @@ teepod_as() {
     local user=$1
     shift
     in_host_as "$user" sh -c 'if ! out=$(SYSTEMD_LOG_LEVEL=debug busctl --timeout=50 call "$@" 2>&1); then
-        printf "%s\n" "$out" | grep -o "error-name=[^ ]*" | tail -n 1; printf "%s\n" "$out" | tail -n 1; exit 1; fi
+        printf "%s\n" "$out" | grep -o "error-name=org[^ ]*" | tail -n 1; printf "%s\n" "$out" | grep "^Call failed"; exit 1; fi
         printf "%s\n" "$out" | tail -n 1' sh "${MANAGER[@]}" "$@"
 }
 
@@ -73,7 +73,7 @@ create_as() {
 }
 
 # vms: the names of all VMs, sorted.
-vms() { in_host_sh 'busctl --json=short call "$@" | jq -r ".data[0][][0]" | sort' "${MANAGER[@]}" ListVms; }
+vms() { in_host_sh 'all=$(busctl --json=short call "$@"); printf "%s" "$all" | jq -r ".data[0][][0]" | sort' "${MANAGER[@]}" ListVms; }
 
 # vm_state NAME: its state on the bus.
 vm_state() { in_host_sh 'n=$1; shift; busctl --json=short call "$@" | jq -r --arg n "$n" ".data[0][] | select(.[0] == \$n) | .[3]"' \
