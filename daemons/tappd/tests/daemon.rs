@@ -103,6 +103,8 @@ async fn activation_to_stop() {
     let Some(mut journal) = Journal::create() else { return };
     let Some(bus) = Bus::start(directory.path()) else { return };
     journal.line("app-web-1", "6", b"hello");
+    // The record is in the file before anybody asks for it.
+    journal.close();
     let (mut tappd, address) = activate(directory.path(), journal.directory.path(), &bus);
     let connection = bus.connect().await;
     let manager = manager(&connection).await;
