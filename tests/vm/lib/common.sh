@@ -73,11 +73,18 @@ stage() {
     say "$title: done in $(($(date +%s) - began)) s"
 }
 
-# lock NAME WHAT: hold an exclusive lock (as $LOCK_FD) until this process ends; fails when it is held.
+# lock NAME WHAT [wait]: hold an exclusive lock (as $LOCK_FD) until this process ends; when another
+# process holds it, fail, or wait.
 lock() {
+    local holder
     mkdir -p "$CACHE/lock"
     exec {LOCK_FD}>>"$CACHE/lock/$1"
-    flock -n "$LOCK_FD" || die "$2 is in use by process $(head -n 1 "$CACHE/lock/$1"). Wait for it, or end it."
+    if ! flock -n "$LOCK_FD"; then
+        holder=$(head -n 1 "$CACHE/lock/$1")
+        [ "${3:-}" = wait ] || die "$2 is in use by process $holder. Wait for it, or end it."
+        say "waiting for process $holder, which holds $2 …"
+        flock "$LOCK_FD"
+    fi
     echo $$ >"$CACHE/lock/$1"
 }
 

@@ -26,7 +26,7 @@ tree_build() {
     [ -e "$tree/.complete" ] && return
     mkdir -p "$TREES"
     (
-        lock "tree" "building the host machine's tree"
+        lock "tree" "building the host machine's tree" wait
         [ -e "$tree/.complete" ] && exit 0
         rm -rf "$tree" "$TREES"/new.*
         ls -dt "$TREES"/host-* 2>/dev/null | tail -n +2 | xargs -r rm -rf # the last one is for going back
