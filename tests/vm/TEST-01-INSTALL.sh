@@ -11,7 +11,7 @@ listening() { in_host ss -Hltn "sport = :$1" | awk '{ print $4 }'; }
 # files_not_of_root: what an ordinary user could change, or a daemon's own program.
 writable_files() {
     in_host_sh 'for p in $(dpkg-query -W -f "\${db:Status-Abbrev} \${Package}\n" "dstack*" | sed -n "s/^ii *//p"); do dpkg -L "$p"; done | sort -u |
-        while read -r f; do [ -f "$f" ] && find "$f" -perm /022 -o -not -user root; done'
+        while read -r f; do [ -f "$f" ] && [ ! -L "$f" ] && find "$f" -perm /022 -o -not -user root; done'
 }
 
 must "apt install dstack-host" apt_install dstack-host
