@@ -45,7 +45,7 @@ check "dstackctl vm list shows it running" matches 'board.*running' in_host dsta
 check "and as JSON" equals running in_host_sh 'dstackctl --json vm list | jq -r "if type == \"array\" then . else .vms end | .[] | select(.name == \"board\") | .state"'
 check "systemctl says what it is" matches . in_host systemctl show -P StatusText dstack-vm@board.service
 check "the console is in the journal, readable" in_host_sh \
-    'journalctl -q --no-pager -u dstack-vm@board.service -o cat >/tmp/console; [ "$(wc -l </tmp/console)" -gt 5 ]; ! grep -q "blob data" /tmp/console'
+    'journalctl -q --no-pager -u dstack-vm@board.service -o cat >/tmp/console; [ "$(wc -l </tmp/console)" -ge 3 ]; grep -q "^Ready; boot: qemu" /tmp/console; ! grep -q "blob data" /tmp/console'
 check "a VM record names its VM" in_host_sh 'journalctl -q --no-pager DSTACK_VM=board -n 1 -o cat | grep -q . || journalctl -q --no-pager DSTACK_VM=$(dstackctl --json vm list | jq -r ".. | .id? // empty" | head -n 1) -n 1 -o cat | grep -q .'
 
 check "the pre-launch script ran before the containers" eventually 60 matches 'set before' page 8082 /bench/mark
