@@ -139,12 +139,14 @@ impl Engine {
         tracing::info!(DSTACK_VM = name, DSTACK_APP = app, "VM {name} is {}", after.word());
         if let crate::vm::State::Failed(reason) = &after {
             let unit = vm.name.unit();
-            let said = vm.observed().boot_error();
+            // Without words of the VM's own, that is the reason once more.
+            let said = Some(vm.observed().boot_error()).filter(|s| *s != reason.to_string());
+            let why = said.map_or_else(|| reason.to_string(), |said| format!("{reason}; {said}"));
             tracing::error!(
                 MESSAGE_ID = message_id::VM_BOOT_FAILED,
                 DSTACK_VM = name,
                 DSTACK_APP = app,
-                "VM {name} failed: {reason}; {said} (`journalctl -u {unit}`)"
+                "VM {name} failed: {why} (`journalctl -u {unit}`)"
             );
         }
     }
