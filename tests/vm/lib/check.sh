@@ -115,6 +115,13 @@ equals() {
     [ "$got" = "$wanted" ] || { printf 'wanted: %s\ngot:    %s\n' "$wanted" "$got" && return 1; }
 }
 
+# unchanged WANTED COMMAND…: the same as before; shows the difference.
+unchanged() {
+    local wanted=$1
+    shift
+    diff <(printf '%s\n' "$wanted") <("$@")
+}
+
 # matches REGEX COMMAND…: the command succeeds and its output matches.
 matches() {
     local pattern=$1 got
