@@ -68,7 +68,7 @@ check "and gone" eventually 20 equals "" vms
 
 # --- dstackctl's side -----------------------------------------------------------------------------
 in_host_sh 'printf "services: [" >/tmp/bad.yaml; printf "services: {}\n" >/tmp/empty.yaml'
-refused "a compose file that is not YAML" 'not valid YAML: .*line 1' in_host dstackctl deploy /tmp/bad.yaml --name bad
+refused "a compose file that is not YAML names the file" 'bad.yaml: .*not valid YAML: .*line 1' in_host dstackctl deploy /tmp/bad.yaml --name bad
 refused "a compose file without services" 'services' in_host dstackctl deploy /tmp/empty.yaml --name bad
 refused "a compose file that is not there" 'nosuch\.yaml' in_host dstackctl deploy /tmp/nosuch.yaml --name bad
 check "none of them made a VM" equals "" vms

@@ -18,6 +18,8 @@ pub struct Input {
     pub bytes: Vec<u8>,
     /// Name of the directory it lies in; empty for standard input.
     pub directory: String,
+    /// How it was named, for errors.
+    pub shown: String,
 }
 
 /// A finished `app-compose.json`.
@@ -41,13 +43,14 @@ pub fn read(path: &Path) -> Result<Input, Failure> {
     let mut bytes = Vec::new();
     if path == Path::new("-") {
         std::io::stdin().lock().take(limit).read_to_end(&mut bytes).map_err(cannot)?;
-        return Ok(Input { bytes, directory: String::new() });
+        return Ok(Input { bytes, directory: String::new(), shown: "standard input".to_owned() });
     }
     let file = std::fs::File::open(path).map_err(cannot)?;
     file.take(limit).read_to_end(&mut bytes).map_err(cannot)?;
     let absolute = std::path::absolute(path).map_err(cannot)?;
     let directory = absolute.parent().and_then(Path::file_name).unwrap_or_default();
-    Ok(Input { bytes, directory: directory.to_string_lossy().into_owned() })
+    let directory = directory.to_string_lossy().into_owned();
+    Ok(Input { bytes, directory, shown: path.display().to_string() })
 }
 
 fn read_text(path: &Option<PathBuf>) -> Result<Option<String>, Failure> {
@@ -69,7 +72,8 @@ pub fn build(input: Option<&Input>, name: Option<&str>, options: &Document) -> R
         }
         _ => from_parts(input, name, options)?,
     };
-    let parsed = AppCompose::parse(&bytes).map_err(|e| Failure::new(e.to_string()))?;
+    let shown = input.map(|i| format!("{}: ", i.shown)).unwrap_or_default();
+    let parsed = AppCompose::parse(&bytes).map_err(|e| Failure::new(format!("{shown}{e}")))?;
     let unpinned = parsed.docker_compose_file.as_deref().map(unpinned).unwrap_or_default();
     Ok(Built { bytes, parsed, unpinned })
 }

@@ -7,7 +7,11 @@ use dstack_core::compose::hash;
 const FILE: &str = "services:\n  web:\n    image: nginx:1\n";
 
 fn input(text: &str) -> Input {
-    Input { bytes: text.as_bytes().to_vec(), directory: "My App_2".to_owned() }
+    Input {
+        bytes: text.as_bytes().to_vec(),
+        directory: "My App_2".to_owned(),
+        shown: "docker-compose.yaml".to_owned(),
+    }
 }
 
 fn file(text: &str) -> tempfile::NamedTempFile {
