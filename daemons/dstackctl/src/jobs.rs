@@ -6,6 +6,7 @@ use crate::errors::{Exit, Failure};
 use crate::events::{self, Event, Events};
 use crate::output::Ui;
 use crate::progress::Progress;
+use dstack_core::boot;
 use dstack_service::api::teepod1::{JobProxy, VmProxy};
 use std::collections::HashMap;
 use std::time::Duration;
@@ -59,7 +60,12 @@ pub async fn follow(
                 error = events::error(&values).or(error);
                 show(progress, &values);
             }
-            Ok(Event::Changed { path, values }) if Some(&path) == work.vm => show(progress, &values),
+            Ok(Event::Changed { path, values }) if Some(&path) == work.vm => {
+                if let Some(said) = events::text(&values, "BootError").filter(|s| is_final(s)) {
+                    break Err(boot_failed(said));
+                }
+                show(progress, &values);
+            }
             Ok(Event::Gone) => break Ok(End::Lost),
             Ok(_) => {}
             Err(failure) => break Err(failure),
@@ -67,6 +73,16 @@ pub async fn follow(
     };
     progress.finish();
     end
+}
+
+/// Whether what a guest says of its boot is the end of it. The VM stays up for a while then, so that its logs can be
+/// read, and its job with it.
+fn is_final(boot_error: &str) -> bool {
+    !boot_error.is_empty() && boot_error != boot::Failure::KeysUnreachable.sentence()
+}
+
+fn boot_failed(said: &str) -> Failure {
+    Failure::of_name("org.dstack.teepod1.BootFailed", said)
 }
 
 /// Shows the stage the job had before its first signal; a job that is over already says so by a signal.
@@ -187,8 +203,8 @@ async fn arrived(
     if state == wanted || (wanted == "stopped" && state == "failed") {
         return Ok(true);
     }
-    if state == "failed" && wanted == "running" {
-        let reason = vm.boot_error().await.unwrap_or_default();
+    let reason = vm.boot_error().await.unwrap_or_default();
+    if wanted == "running" && (state == "failed" || is_final(&reason)) {
         let reason = if reason.is_empty() { "it ended" } else { &reason };
         return Err(Failure::new(format!("VM {name} failed: {reason}"))
             .hint(format!("see why: dstackctl vm logs {name}")));

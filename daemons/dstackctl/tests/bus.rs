@@ -105,6 +105,15 @@ async fn a_failed_boot_leaves_the_vm_and_says_how_to_look_at_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_boot_that_failed_is_not_waited_for_although_the_guest_stays_up() {
+    let world = World::new().await;
+    let run = world.deploy("stuck", &[]).await;
+    assert!(run.code == 1 && run.err.contains("could not start the containers"), "{run:?}");
+    let wait = world.ctl(&["vm", "wait", "stuck"]).await;
+    assert!(wait.code == 1 && wait.err.contains("could not start the containers"), "{wait:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn exit_codes_of_refusals() {
     let world = World::new().await;
     for (args, code, part) in [
