@@ -9,7 +9,8 @@ use dstack_service::api::systemd1::{ManagerProxy, ServiceProxy, UnitProxy};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use std::collections::HashMap;
-use tokio::sync::mpsc;
+use std::sync::Arc;
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use zbus::proxy::CacheProperties;
 use zbus::{Connection, DBusError, MatchRule, Message, MessageStream, OwnedObjectPath, OwnedVariant};
 
@@ -17,6 +18,10 @@ const UNIT: &str = "org.freedesktop.systemd1.Unit";
 const SIGKILL: i32 = 9;
 /// Changes of any unit that may wait; the bus holds back the rest.
 const QUEUE: std::num::NonZeroUsize = std::num::NonZeroUsize::MIN.saturating_add(255);
+
+/// Calls that may wait for systemd at a time. The bus allows a connection 128 pending replies, and each call that
+/// changes a unit waits for polkit, too.
+const CALLS_MAX: usize = 64;
 
 /// The one call that the shared interface lacks.
 #[zbus::proxy(
@@ -51,6 +56,7 @@ pub struct Systemd {
     connection: Connection,
     manager: ManagerProxy<'static>,
     jobs: UnitJobs,
+    calls: Arc<Semaphore>,
 }
 
 impl Systemd {
@@ -60,7 +66,8 @@ impl Systemd {
     /// When the connection is broken.
     pub async fn deaf(connection: &Connection) -> zbus::Result<Self> {
         let manager = ManagerProxy::builder(connection).cache_properties(CacheProperties::No).build().await?;
-        Ok(Self { connection: connection.clone(), manager, jobs: UnitJobs::default() })
+        let calls = Arc::new(Semaphore::new(CALLS_MAX));
+        Ok(Self { connection: connection.clone(), manager, jobs: UnitJobs::default(), calls })
     }
 
     /// Connects, and follows the states of VMs' units into `changes`.
@@ -118,6 +125,11 @@ impl Systemd {
         }
     }
 
+    /// A place among the pending calls, given back when dropped. The semaphore is never closed.
+    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.calls.acquire().await.ok()
+    }
+
     async fn unit(&self, path: &OwnedObjectPath) -> zbus::Result<UnitProxy<'static>> {
         UnitProxy::builder(&self.connection)
             .path(path.clone())
@@ -127,6 +139,7 @@ impl Systemd {
     }
 
     async fn read_state(&self, unit: &str) -> zbus::Result<UnitState> {
+        let _turn = self.turn().await;
         let path = self.manager.load_unit(unit).await?;
         let proxy = self.unit(&path).await?;
         let (active, sub) = (proxy.active_state().await?, proxy.sub_state().await?);
@@ -135,6 +148,7 @@ impl Systemd {
     }
 
     async fn read_times(&self, unit: &str) -> zbus::Result<(u64, u64)> {
+        let _turn = self.turn().await;
         let path = self.manager.load_unit(unit).await?;
         let proxy = TimesProxy::builder(&self.connection)
             .path(path)
@@ -155,6 +169,7 @@ impl Systemd {
 
     async fn enqueue(&self, unit: &str, verb: Verb) -> Result<Pending, UnitError> {
         let failed = |e| error(unit, e);
+        let _turn = self.turn().await;
         let call = self.jobs.call();
         let job = match verb {
             Verb::Start => self.manager.start_unit(unit, "replace").await,
@@ -218,13 +233,15 @@ impl Units for Systemd {
     }
 
     fn kill<'a>(&'a self, unit: &'a str) -> BoxFuture<'a, Result<(), UnitError>> {
-        Box::pin(
-            async move { self.manager.kill_unit(unit, "all", SIGKILL).await.map_err(|e| error(unit, e)) },
-        )
+        Box::pin(async move {
+            let _turn = self.turn().await;
+            self.manager.kill_unit(unit, "all", SIGKILL).await.map_err(|e| error(unit, e))
+        })
     }
 
     fn reset_failed<'a>(&'a self, unit: &'a str) -> BoxFuture<'a, Result<(), UnitError>> {
         Box::pin(async move {
+            let _turn = self.turn().await;
             match self.manager.reset_failed_unit(unit).await.map_err(|e| error(unit, e)) {
                 // A unit that is not loaded has no failure.
                 Err(UnitError::Unknown(_)) => Ok(()),
@@ -240,6 +257,7 @@ impl Units for Systemd {
                 ("CPUWeight", limits.cpu_weight.into()),
                 ("TasksMax", limits.tasks.into()),
             ];
+            let _turn = self.turn().await;
             self.manager.set_unit_properties(unit, true, &properties).await.map_err(|e| error(unit, e))
         })
     }
