@@ -59,7 +59,17 @@ impl Drop for Bus {
 }
 
 /// Starts the program with its listening socket as descriptor 3, as systemd does.
-fn activate(directory: &Path, journal: &Path, bus: &Bus) -> (Child, SocketAddr) {
+/// Ends with its test, however that ends.
+struct Tappd(Child);
+
+impl Drop for Tappd {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn activate(directory: &Path, journal: &Path, bus: &Bus) -> (Tappd, SocketAddr) {
     let run = directory.join("run");
     std::fs::create_dir(&run).unwrap();
     std::fs::write(run.join("app-compose.json"), COMPOSE).unwrap();
@@ -78,7 +88,7 @@ fn activate(directory: &Path, journal: &Path, bus: &Bus) -> (Child, SocketAddr) 
         .stdin(Stdio::from(OwnedFd::from(listener)))
         .spawn()
         .unwrap();
-    (child, address)
+    (Tappd(child), address)
 }
 
 /// Without a cache: filling it would wait for a name that nobody owns yet.
@@ -136,9 +146,9 @@ async fn activation_to_stop() {
     }
 
     let asked = Instant::now();
-    let pid = rustix::process::Pid::from_child(&tappd);
+    let pid = rustix::process::Pid::from_child(&tappd.0);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    assert!(tappd.wait().unwrap().success());
+    assert!(tappd.0.wait().unwrap().success());
     assert!(asked.elapsed() < Duration::from_secs(3));
 }
 
