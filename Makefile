@@ -16,11 +16,11 @@ export CACHE OUT CARGO_TARGET_DIR V ONLY KEEP DEBIAN_MIRROR
 
 DEPS = tests/vm/lib/deps.sh
 
-.PHONY: help all build install deb image demo check unit scores lint machine clean distclean
+.PHONY: help all build install deb image demo check unit scores attacks bench-boot lint machine clean distclean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 	@echo
 	@echo '  ONLY=TEST-NN-NAME   run one test of `check`        KEEP=1  leave the host machine running'
 	@echo '  CACHE=$(CACHE)  trees, images    OUT=$(OUT)  results    V=1  show all output'
@@ -84,6 +84,12 @@ check: ## all tests: unit, bus, host machine, guests
 unit: ## unit, property and bus tests; no root
 	@$(DEPS) build unit
 	@tests/vm/unit
+
+attacks: ## one line for each known attack and trust rule, with the tests that hold it
+	@tests/attacks/run
+
+bench-boot: ## boot time, ours against a plain Debian with Docker, in one run
+	@tests/bench/boot/run
 
 scores: ## systemd-analyze security for every unit
 	@V=1 ONLY=TEST-03-SCORES tests/vm/suite

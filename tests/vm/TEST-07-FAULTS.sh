@@ -60,8 +60,8 @@ in_host systemd-run -q --unit=squatter socat TCP-LISTEN:8201,bind=127.0.0.1,fork
 named "another process's port" PortInUse create bad "$JSON" "ports a(ssqq) 1 tcp 127.0.0.1 8201 80"
 in_host systemctl stop squatter
 refused "a disk does not shrink" "DiskShrink|InvalidArgument" teepod ResizeVm 'sa{sv}' first 1 disk t 67108864
-refused "an image in use is not removed" ImageInUse in_host_sh \
-    'busctl call "$@" RemoveImage s "$(busctl --json=short call "$@" ListImages | jq -r ".data[0][0][0]")"' "${MANAGER[@]}"
+IMAGE=$(in_host_sh 'busctl --json=short call "$@" ListImages | jq -r ".data[0][0][0]"' "${MANAGER[@]}")
+refused "an image in use is not removed" ImageInUse teepod RemoveImage s "$IMAGE"
 refused "a console of a stopped VM" VmNotRunning teepod OpenConsole s first
 check "a VM is removed" teepod RemoveVm s first
 check "and gone" eventually 20 equals "" vms

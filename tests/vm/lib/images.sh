@@ -2,7 +2,7 @@
 # is made. No registry is in reach of the bench, so it brings its own: registry.test:5000.
 # shellcheck shell=bash
 
-IMAGES=(hello-web hello-counter bench)
+IMAGES=(hello-web hello-counter bench keys)
 
 # images_make TREE: every image of the bench, pushed into the registry of TREE.
 images_make() {
@@ -10,6 +10,7 @@ images_make() {
     work=$(mktemp -d)
     images_base "$tree" "$work/base"
     for image in "${IMAGES[@]}"; do
+        image_root "$tree" "$image" "$work/$image.root"
         image_layout "$work" "$image"
         mkdir -p "$tree/srv/images"
         cp -r "$work/$image.oci" "$tree/srv/images/$image"
@@ -31,11 +32,26 @@ images_base() {
     echo 'root:x:0:' >"$base/etc/group"
 }
 
-# image_layout WORK IMAGE: an OCI layout WORK/IMAGE.oci of the base layer and VM_DIR/images/IMAGE.
+# image_root TREE IMAGE DIR: what IMAGE adds to the base: its own files, and the programs of TREE in its file `programs`
+# with the libraries that they need.
+image_root() {
+    local tree=$1 source=$VM_DIR/images/$2 dir=$3 program
+    mkdir -p "$dir"
+    [ ! -d "$source/root" ] || cp -a "$source/root/." "$dir/"
+    [ -e "$source/programs" ] || return 0
+    while read -r program; do
+        install -m 755 -D "$tree$program" "$dir/bin/${program##*/}"
+        chroot "$tree" ldd "$program" | grep -o '/[^ ]*' | while read -r library; do
+            install -m 755 -D "$tree$library" "$dir$library"
+        done
+    done <"$source/programs"
+}
+
+# image_layout WORK IMAGE: an OCI layout WORK/IMAGE.oci of the base layer and WORK/IMAGE.root.
 image_layout() {
     local work=$1 image=$2 oci=$1/$2.oci diffs=() layers=() dir entry
     mkdir -p "$oci/blobs/sha256"
-    for dir in "$work/base" "$VM_DIR/images/$image/root"; do
+    for dir in "$work/base" "$work/$image.root"; do
         tar -C "$dir" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf "$work/layer.tar" .
         diffs+=("sha256:$(sha256sum <"$work/layer.tar" | cut -c 1-64)")
         gzip -n -9 <"$work/layer.tar" >"$work/layer"

@@ -89,3 +89,17 @@ fn unsafe_is_in_sys_alone_and_every_file_has_its_licence() {
         assert!(!has_unsafe || here, "{shown} has unsafe code; it belongs to daemons/lib/sys");
     }
 }
+
+/// P34: features add up over a whole build, so any dependency could switch off a check of the quote verifier.
+#[test]
+fn p34_no_dangerous_feature_of_a_library_is_on() {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--workspace", "--edges=normal,build", "--format={p} {f}", "--prefix=none", "--offline"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    let tree = String::from_utf8(output.stdout).unwrap();
+    assert!(tree.lines().any(|l| l.starts_with("dcap-qvl ")), "{}", String::from_utf8_lossy(&output.stderr));
+    let danger: Vec<&str> = tree.lines().filter(|l| l.contains("danger")).collect();
+    assert!(danger.is_empty(), "{danger:#?}");
+}
