@@ -149,7 +149,7 @@ fn run(qemu: &Path, accel: &str, cpu: &str) -> Finding {
 
 fn try_run(qemu: &Path, accel: &str, cpu: &str) -> io::Result<Finding> {
     let firmware = firmware()?;
-    let accel_value = if accel == "tcg" { "tcg,thread=multi,split-wx=on" } else { accel };
+    let accel_value = if accel == "tcg" { "tcg,thread=single,split-wx=on" } else { accel };
     let mut command = Command::new(qemu);
     command.args(["-nodefaults", "-no-user-config", "-nographic", "-machine", "q35", "-m", "16M"]);
     command.args(["-accel", accel_value, "-cpu", cpu, "-device", "isa-debug-exit,iobase=0xf4,iosize=1"]);

@@ -147,7 +147,9 @@ fn machine(args: &mut Args, launch: &LaunchSpec) -> Result<(), QemuError> {
     let (accel, cpu) = match launch.platform {
         Platform::Tdx | Platform::Kvm => ("kvm", "host"),
         // split-wx keeps the JIT's pages writable or executable, never both, as the unit's sandbox demands.
-        Platform::Tcg => ("tcg,thread=multi,split-wx=on", "max"),
+        // One thread for all vCPUs: with one each, a kernel that patches its code may take a breakpoint of its own that is
+        // gone already, and panics (seen with QEMU 10 and Linux 7.3).
+        Platform::Tcg => ("tcg,thread=single,split-wx=on", "max"),
     };
     args.option("-accel", accel);
     args.option("-cpu", cpu);

@@ -94,7 +94,14 @@ fn unsafe_is_in_sys_alone_and_every_file_has_its_licence() {
 #[test]
 fn p34_no_dangerous_feature_of_a_library_is_on() {
     let output = Command::new(env!("CARGO"))
-        .args(["tree", "--workspace", "--edges=normal,build", "--format={p} {f}", "--prefix=none", "--offline"])
+        .args([
+            "tree",
+            "--workspace",
+            "--edges=normal,build",
+            "--format={p} {f}",
+            "--prefix=none",
+            "--offline",
+        ])
         .current_dir(root())
         .output()
         .unwrap();
