@@ -7,9 +7,11 @@
 //! - [`derive`]: HKDF, and each key of an app
 //! - [`sign`]: recoverable secp256k1 signatures
 //! - [`env`]: the encrypted environment
+//! - [`handover`]: what the boot hands over to the guest agent
 
 pub mod derive;
 pub mod env;
+pub mod handover;
 pub mod secret;
 pub mod sign;
 
