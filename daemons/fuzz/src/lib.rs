@@ -6,8 +6,8 @@
 //! (`libfuzzer/README.md`).
 
 use dstack_core::{
-    boot, ccel, client_hello, compose, config_disk, env, event_log, home, ids, image, quote_sim_wire, sni,
-    spec,
+    boot, ccel, client_hello, compose, config_disk, env, env_signature, event_log, home, ids, image,
+    quote_sim_wire, sni, spec,
 };
 
 /// A fuzz target: its name, the function, and well-formed samples to mutate.
@@ -39,6 +39,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "sni", run: sni, samples: sni_samples },
     Target { name: "ccel", run: ccel, samples: ccel_samples },
     Target { name: "quote_sim_wire", run: quote_sim_wire, samples: quote_sim_wire_samples },
+    Target { name: "env_signature", run: env_signature, samples: env_signature_samples },
     Target { name: "ids", run: ids, samples: id_samples },
 ];
 
@@ -74,7 +75,8 @@ fn app_compose_samples() -> Vec<Vec<u8>> {
     vec![
         br#"{"manifest_version":2,"name":"a","runner":"docker-compose","docker_compose_file":"services:\n  a:\n    image: b\n"}"#
             .to_vec(),
-        br#"{"manifest_version":1,"name":"a","runner":"bash","bash_script":"true","features":["kms"]}"#.to_vec(),
+        br#"{"manifest_version":1,"name":"a","runner":"bash","bash_script":"true","features":["kms"],"key_provider_id":"3059"}"#
+            .to_vec(),
     ]
 }
 
@@ -261,4 +263,15 @@ fn ccel_samples() -> Vec<Vec<u8>> {
     let event =
         [&[2, 0, 0, 0, 1, 0, 0, 0x80, 1, 0, 0, 0, 0x0c, 0][..], &[7; 48], &[2, 0, 0, 0], b"ab"].concat();
     vec![start.clone(), [start.as_slice(), &event, &event, &[0xff; 16]].concat()]
+}
+
+/// A signature file that parses is written so that it parses to the same.
+pub fn env_signature(bytes: &[u8]) {
+    if let Ok(file) = env_signature::EnvSignature::parse(bytes) {
+        assert_eq!(env_signature::EnvSignature::parse(&file.to_bytes()).ok(), Some(file), "changed");
+    }
+}
+
+fn env_signature_samples() -> Vec<Vec<u8>> {
+    vec![env_signature::EnvSignature { seq: 7, signature: [5; 64] }.to_bytes()]
 }
