@@ -6,7 +6,7 @@
 //! - [`listener`]: listeners and streams from descriptors that systemd or a peer passed
 //! - [`server`]: the bounded accept loop
 //! - [`client`]: one call over one stream
-//! - [`teepod`], [`guest`], [`worker`]: the messages, with their protobuf numbers
+//! - [`teepod`], [`guest`], [`worker`], [`kms`]: the messages, with their protobuf numbers
 //!
 //! A call is `POST <base>/<Service>.<Method>` or `<base>/<Method>`. The body is JSON when the query has `json`, the
 //! content type is `application/json`, or the request is a GET (whose arguments are its query); protobuf otherwise.
@@ -14,6 +14,7 @@
 pub mod client;
 pub mod guest;
 pub mod hexbytes;
+pub mod kms;
 pub mod limits;
 pub mod listener;
 pub mod server;
