@@ -6,8 +6,8 @@
 //! (`libfuzzer/README.md`).
 
 use dstack_core::{
-    boot, ccel, client_hello, compose, config_disk, env, env_signature, event_log, home, ids, image,
-    quote_sim_wire, sni, spec,
+    boot, ccel, client_hello, compose, config_disk, csr, env, event_log, home, ids, image, quote_sim_wire,
+    sni, spec, upgrade,
 };
 
 /// A fuzz target: its name, the function, and well-formed samples to mutate.
@@ -39,7 +39,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "sni", run: sni, samples: sni_samples },
     Target { name: "ccel", run: ccel, samples: ccel_samples },
     Target { name: "quote_sim_wire", run: quote_sim_wire, samples: quote_sim_wire_samples },
-    Target { name: "env_signature", run: env_signature, samples: env_signature_samples },
+    Target { name: "csr", run: csr, samples: csr_samples },
+    Target { name: "upgrade", run: upgrade, samples: upgrade_samples },
     Target { name: "ids", run: ids, samples: id_samples },
 ];
 
@@ -75,8 +76,7 @@ fn app_compose_samples() -> Vec<Vec<u8>> {
     vec![
         br#"{"manifest_version":2,"name":"a","runner":"docker-compose","docker_compose_file":"services:\n  a:\n    image: b\n"}"#
             .to_vec(),
-        br#"{"manifest_version":1,"name":"a","runner":"bash","bash_script":"true","features":["kms"],"key_provider_id":"3059"}"#
-            .to_vec(),
+        br#"{"manifest_version":1,"name":"a","runner":"bash","bash_script":"true","features":["kms"]}"#.to_vec(),
     ]
 }
 
@@ -265,13 +265,48 @@ fn ccel_samples() -> Vec<Vec<u8>> {
     vec![start.clone(), [start.as_slice(), &event, &event, &[0xff; 16]].concat()]
 }
 
-/// A signature file that parses is written so that it parses to the same.
-pub fn env_signature(bytes: &[u8]) {
-    if let Ok(file) = env_signature::EnvSignature::parse(bytes) {
-        assert_eq!(env_signature::EnvSignature::parse(&file.to_bytes()).ok(), Some(file), "changed");
+/// A certificate request that parses has one encoding, and names nobody of the infrastructure.
+pub fn csr(bytes: &[u8]) {
+    if let Ok(csr) = csr::Csr::parse(bytes) {
+        assert_eq!(csr.encode().as_deref(), Ok(bytes), "one encoding only");
+        assert!(!csr.config.subject_alt_names.iter().any(|name| csr::is_reserved(name)), "a reserved name");
     }
 }
 
-fn env_signature_samples() -> Vec<Vec<u8>> {
-    vec![env_signature::EnvSignature { seq: 7, signature: [5; 64] }.to_bytes()]
+fn csr_samples() -> Vec<Vec<u8>> {
+    let config = csr::Config {
+        org_name: Some("Org".to_owned()),
+        subject: "app".to_owned(),
+        subject_alt_names: vec!["a.example.com".to_owned(), "::1".to_owned()],
+        usage_server_auth: true,
+        not_after: Some(1_900_000_000),
+        ..csr::Config::default()
+    };
+    let full = csr::Csr { public_key: vec![1; 91], config, quote: vec![2; 300], event_log: b"[]".to_vec() };
+    [full, csr::Csr::default()].iter().filter_map(|csr| csr.encode().ok()).collect()
+}
+
+/// A statement has one encoding as bytes, and survives as JSON.
+pub fn upgrade(bytes: &[u8]) {
+    if let Ok(statement) = upgrade::Statement::from_bytes(bytes) {
+        assert_eq!(statement.to_bytes(), bytes, "one encoding only");
+    }
+    if let Ok(signed) = upgrade::Signed::parse(bytes) {
+        let again = serde_json::to_vec(&signed).ok().and_then(|json| upgrade::Signed::parse(&json).ok());
+        assert_eq!(again.as_ref().map(|a| &a.statement), Some(&signed.statement), "statement changed");
+    }
+}
+
+fn upgrade_samples() -> Vec<Vec<u8>> {
+    let statement = upgrade::Statement {
+        app_id: ids::AppId::from([1; 20]),
+        compose_hash: ids::ComposeHash::from([2; 32]),
+        seq: 2,
+        not_after: 0,
+        revoke_below: 1,
+    };
+    let signatures = vec![upgrade::Signature { key: [3; 32], signature: [4; 64] }];
+    let signed =
+        upgrade::Signed { statement: statement.clone(), signatures, first_compose: Some("{}".to_owned()) };
+    std::iter::once(statement.to_bytes()).chain(serde_json::to_vec(&signed).ok()).collect()
 }

@@ -4,13 +4,14 @@
 //! - [`ids`]: names and identifiers, parsed at the edge
 //! - [`compose`]: `app-compose.json`, the measured description of an app
 //! - [`env`]: names of environment variables an app may set
-//! - [`env_signature`]: who sent an encrypted environment
 //! - [`spec`]: the shape of a VM, as teepod stores it and dstack-vm reads it
 //! - [`image`]: `metadata.json` and `sha256sum.txt` of a guest image
 //! - [`event_log`]: the events behind RTMR3
 //! - [`ccel`]: the firmware's event log
 //! - [`config_disk`]: the tar that carries the host's inputs into the guest
 //! - [`boot`]: the lines a guest sends about its boot
+//! - [`csr`]: how a guest asks for a certificate
+//! - [`upgrade`]: statements of an app's owner about its compose files
 //! - [`client_hello`], [`sni`]: where a TLS connection wants to go
 //! - [`home`]: the packets between teepod and a running dstack-vm
 //! - [`qemu`]: the command line of QEMU
@@ -22,8 +23,8 @@ pub mod ccel;
 pub mod client_hello;
 pub mod compose;
 pub mod config_disk;
+pub mod csr;
 pub mod env;
-pub mod env_signature;
 pub mod event_log;
 pub mod home;
 pub mod ids;
@@ -34,3 +35,4 @@ pub mod qemu_probe;
 pub mod quote_sim_wire;
 pub mod sni;
 pub mod spec;
+pub mod upgrade;
