@@ -5,9 +5,9 @@
 //!
 //! - [`secret`]: 32 bytes that are wiped and never printed
 //! - [`derive`]: HKDF, and each key of an app
-//! - [`sign`]: recoverable secp256k1 signatures
 //! - [`ed25519`]: signatures of an app's owner
-//! - [`env`]: the encrypted environment and its sender
+//! - [`sign`]: recoverable secp256k1 signatures
+//! - [`env`]: the encrypted environment
 //! - [`handover`]: what the boot hands over to the guest agent
 
 pub mod derive;

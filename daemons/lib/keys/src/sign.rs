@@ -15,6 +15,8 @@ pub type PublicKey = [u8; 33];
 const APP_KEY_DOMAIN: &[u8] = b"dstack-kms-issued";
 /// Domain of the signature over an app's environment key.
 const ENV_KEY_DOMAIN: &[u8] = b"dstack-env-encrypt-pubkey";
+/// Domain of the signature over the release log's head.
+const RELEASE_LOG_DOMAIN: &[u8] = b"dstack-release-log-v1";
 
 /// The compressed public key of a scalar.
 ///
@@ -67,6 +69,18 @@ pub fn app_key_message(app: &AppId, key: &PublicKey) -> Vec<u8> {
 #[must_use]
 pub fn env_key_message(app: &AppId, key: &[u8; 32]) -> Vec<u8> {
     [ENV_KEY_DOMAIN, b":", app.as_bytes(), key].concat()
+}
+
+/// The same with the time (Unix seconds) between app id and key, so that an old key cannot be replayed.
+#[must_use]
+pub fn env_key_message_v1(app: &AppId, timestamp: u64, key: &[u8; 32]) -> Vec<u8> {
+    [ENV_KEY_DOMAIN, b":", app.as_bytes(), &timestamp.to_be_bytes(), key].concat()
+}
+
+/// What the root key signs of the newest entry of the release log: domain, number, hash (trust rule T23).
+#[must_use]
+pub fn release_head_message(seq: u64, hash: &[u8; 32]) -> Vec<u8> {
+    [RELEASE_LOG_DOMAIN, &seq.to_be_bytes(), hash].concat()
 }
 
 /// What an app key signs of a derived key: `<purpose>:<hex of its public key>`.
