@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::evidence::QUOTE_MAX;
+use crate::roots::Label;
 
 /// Raw TDX quote.
 pub const OID_QUOTE: [u64; 9] = [1, 3, 6, 1, 4, 1, 62397, 1, 1];
@@ -24,6 +25,11 @@ pub const OID_EVENT_LOG: [u64; 9] = [1, 3, 6, 1, 4, 1, 62397, 1, 2];
 pub const OID_APP_ID: [u64; 9] = [1, 3, 6, 1, 4, 1, 62397, 1, 3];
 /// What the certificate is for.
 pub const OID_USAGE: [u64; 9] = [1, 3, 6, 1, 4, 1, 62397, 1, 4];
+
+/// Realm of a key service, ASCII text; in the certificate of its root CA (trust rule T4).
+pub const OID_REALM: [u64; 9] = [1, 3, 6, 1, 4, 1, 62397, 1, 20];
+/// Custody of a key service's root keys, ASCII text; in the certificate of its root CA (trust rule T4).
+pub const OID_CUSTODY: [u64; 9] = [1, 3, 6, 1, 4, 1, 62397, 1, 21];
 
 /// Largest certificate that is looked at, bytes.
 pub const CERTIFICATE_MAX: usize = LOG_MAX + 64 * 1024;
@@ -62,6 +68,44 @@ impl Usage {
     }
 }
 
+/// Where a key service's root keys are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Custody {
+    /// On a host: its owner can derive every app's keys.
+    Host,
+    /// In the memory of an attested CVM.
+    Cvm,
+}
+
+impl Custody {
+    /// The text in the certificate.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Cvm => "cvm",
+        }
+    }
+
+    /// The custody of this name.
+    #[must_use]
+    pub fn from_text(text: &str) -> Option<Self> {
+        [Self::Host, Self::Cvm].into_iter().find(|c| c.text() == text)
+    }
+}
+
+impl std::fmt::Display for Custody {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.text())
+    }
+}
+
+/// The extensions that say realm and custody in a root CA's certificate.
+#[must_use]
+pub fn realm_extensions(realm: &Label, custody: Custody) -> [CustomExtension; 2] {
+    [extension(&OID_REALM, realm.to_string().as_bytes()), extension(&OID_CUSTODY, custody.text().as_bytes())]
+}
+
 /// What a certificate says; nothing of it is verified yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claims {
@@ -75,6 +119,10 @@ pub struct Claims {
     pub app_id: Option<AppId>,
     /// What it is for.
     pub usage: Option<Usage>,
+    /// Realm of a root CA.
+    pub realm: Option<Label>,
+    /// Custody of a root CA.
+    pub custody: Option<Custody>,
 }
 
 /// Why a certificate cannot be used.
@@ -178,12 +226,19 @@ pub fn parse(der: &[u8]) -> Result<Claims, CertificateError> {
     let usage = find(&certificate, &OID_USAGE, "usage", 32)?;
     let usage =
         usage.map(|text| Usage::from_text(&text).ok_or(CertificateError::Extension("usage"))).transpose()?;
+    let text = |bytes: Option<Vec<u8>>| bytes.map(|b| String::from_utf8_lossy(&b).into_owned());
+    let realm = text(find(&certificate, &OID_REALM, "realm", 32)?);
+    let custody = text(find(&certificate, &OID_CUSTODY, "custody", 32)?);
+    let custody =
+        custody.map(|t| Custody::from_text(&t).ok_or(CertificateError::Extension("custody"))).transpose()?;
     Ok(Claims {
         public_key: certificate.public_key().raw.to_vec(),
         quote,
         event_log: find(&certificate, &OID_EVENT_LOG, "event log", LOG_MAX)?,
         app_id: app_id.map_err(|_| CertificateError::Extension("app id"))?,
         usage,
+        realm: realm.map(|t| t.parse()).transpose().map_err(|_| CertificateError::Extension("realm"))?,
+        custody,
     })
 }
 
@@ -258,6 +313,23 @@ mod tests {
         }
         assert_eq!(parse(&vec![0; CERTIFICATE_MAX + 1]), Err(CertificateError::TooLarge("DER")));
         assert_eq!(parse(b"x"), Err(CertificateError::NotX509));
+    }
+
+    #[test]
+    fn t04_realm_and_custody_are_a_closed_set() {
+        for realm in [Label::Intel, Label::Test("039058c6f2c0cb49".into())] {
+            for custody in [Custody::Host, Custody::Cvm] {
+                let der = certificate(realm_extensions(&realm, custody).to_vec());
+                let claims = parse(&der).unwrap();
+                assert_eq!((claims.realm, claims.custody), (Some(realm.clone()), Some(custody)));
+            }
+        }
+        for bad in ["", "Intel", "test:", "test:039058c6f2c0cb4", "test:039058C6f2c0cb49", "test:xx"] {
+            let error = parse(&certificate(vec![extension(&OID_REALM, bad.as_bytes())]));
+            assert_eq!(error, Err(CertificateError::Extension("realm")), "{bad}");
+        }
+        let error = parse(&certificate(vec![extension(&OID_CUSTODY, b"cloud")]));
+        assert_eq!(error, Err(CertificateError::Extension("custody")));
     }
 
     #[test]
