@@ -30,6 +30,44 @@ pub fn parse(text: &str) -> Result<Vec<u8>, hex::FromHexError> {
     hex::decode(text.trim_start_matches("0x"))
 }
 
+/// serde for `repeated bytes` fields: an array of hex texts; `null` is empty.
+pub mod list {
+    use super::{Deserialize, Deserializer, Error, Serializer};
+
+    /// Writes an array of lower-case hex.
+    ///
+    /// # Errors
+    /// Those of the serializer.
+    pub fn serialize<S: Serializer>(items: &[Vec<u8>], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(items.iter().map(hex::encode))
+    }
+
+    /// Reads an array of hex.
+    ///
+    /// # Errors
+    /// When one of the texts is no hex of whole bytes.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Vec<u8>>, D::Error> {
+        let texts = Option::<Vec<String>>::deserialize(from)?.unwrap_or_default();
+        let parsed = texts.iter().map(|text| super::parse(text)).collect::<Result<_, _>>();
+        parsed.map_err(|e| D::Error::custom(format!("not hexadecimal: {e}")))
+    }
+}
+
+/// serde for fields that clients may send as `null`.
+pub mod absent {
+    use super::{Deserialize, Deserializer};
+
+    /// Reads a value; `null` is the default.
+    ///
+    /// # Errors
+    /// Those of the value.
+    pub fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+        from: D,
+    ) -> Result<T, D::Error> {
+        Ok(Option::<T>::deserialize(from)?.unwrap_or_default())
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

@@ -5,6 +5,7 @@ use crate::limits::METHOD_MAX;
 use hyper::{Method, StatusCode, Uri, header::HeaderValue};
 use prost::Message;
 use serde::{Serialize, de::DeserializeOwned};
+use std::io::{self, Write};
 
 /// How a request and its reply are encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +93,7 @@ impl RpcError {
     #[must_use]
     pub fn encode(&self, format: Format) -> Vec<u8> {
         match format {
-            Format::Json => serde_json::to_vec(&JsonError { error: &self.message }).unwrap_or_default(),
+            Format::Json => to_ascii(&JsonError { error: &self.message }).unwrap_or_default(),
             Format::Protobuf => ProtobufError { error: self.message.clone() }.encode_to_vec(),
         }
     }
@@ -144,15 +145,37 @@ pub fn decode_query<T: DeserializeOwned>(query: &str) -> Result<T, RpcError> {
     serde_urlencoded::from_str(query).map_err(|e| RpcError::failed(format!("query is not valid: {e}")))
 }
 
+/// JSON in ASCII: the JavaScript SDK takes the bytes of a body for its characters, and would wait for the rest of one
+/// that has fewer.
+fn to_ascii(value: &impl Serialize) -> serde_json::Result<Vec<u8>> {
+    let mut json = Vec::with_capacity(256);
+    value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, Ascii))?;
+    Ok(json)
+}
+
+/// Compact JSON whose texts have escapes for whatever is not ASCII.
+struct Ascii;
+
+impl serde_json::ser::Formatter for Ascii {
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some((at, odd)) = rest.char_indices().find(|(_, c)| !c.is_ascii()) {
+            let (plain, from) = rest.split_at(at);
+            writer.write_all(plain.as_bytes())?;
+            odd.encode_utf16(&mut [0; 2]).iter().try_for_each(|unit| write!(writer, "\\u{unit:04x}"))?;
+            rest = from.split_at(odd.len_utf8()).1;
+        }
+        writer.write_all(rest.as_bytes())
+    }
+}
+
 /// Encodes a reply; `()` is `null` in JSON and nothing in protobuf.
 ///
 /// # Errors
 /// 400 when a value has no JSON form; no message here has such.
 pub fn encode<T: Message + Serialize>(format: Format, reply: &T) -> Result<Vec<u8>, RpcError> {
     match format {
-        Format::Json => {
-            serde_json::to_vec(reply).map_err(|e| RpcError::failed(format!("reply has no JSON form: {e}")))
-        }
+        Format::Json => to_ascii(reply).map_err(|e| RpcError::failed(format!("reply has no JSON form: {e}"))),
         Format::Protobuf => Ok(reply.encode_to_vec()),
     }
 }

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::dstack::{GetKeyArgs, GetKeyResponse, GetTlsKeyArgs};
+use crate::tappd::TdxQuoteArgs;
 use crate::teepod::{Id, UpgradeAppRequest, VmConfiguration, VmInfo};
 
 #[test]
@@ -57,6 +59,33 @@ fn bytes_are_hex_and_absent_is_null() {
     assert!(String::from_utf8(json).unwrap().contains(r#""app_url":null"#));
     assert_eq!(encode(Format::Json, &()).unwrap(), b"null");
     assert_eq!(encode(Format::Protobuf, &()).unwrap(), b"");
+}
+
+#[test]
+fn json_replies_are_ascii() {
+    let id = Id { id: "ü\"€\n𝄞".into() };
+    let json = encode(Format::Json, &id).unwrap();
+    assert_eq!(json, br#"{"id":"\u00fc\"\u20ac\n\ud834\udd1e"}"#);
+    assert_eq!(decode::<Id>(Format::Json, &json).unwrap(), id);
+    assert!(RpcError::failed("ü").encode(Format::Json).is_ascii());
+}
+
+#[test]
+fn the_services_for_containers_take_what_clients_send() {
+    let args: TdxQuoteArgs =
+        decode(Format::Json, br#"{"report_data":"0xAB","hash_algorithm":null,"prefix":null}"#).unwrap();
+    assert_eq!(args, TdxQuoteArgs { report_data: vec![0xab], ..Default::default() });
+    let args: GetTlsKeyArgs =
+        decode(Format::Json, br#"{"alt_names":null,"not_after":7,"usage_ra_tls":true}"#).unwrap();
+    assert!(args.alt_names.is_empty() && args.usage_ra_tls && args.not_after == Some(7));
+    assert_eq!(decode_query::<GetKeyArgs>("path=a%2Fb&purpose=p").unwrap().path, "a/b");
+    let key = GetKeyResponse { key: vec![1], signature_chain: vec![vec![2], vec![]] };
+    let json = encode(Format::Json, &key).unwrap();
+    assert_eq!(json, br#"{"key":"01","signature_chain":["02",""]}"#);
+    assert_eq!(decode::<GetKeyResponse>(Format::Json, &json).unwrap(), key);
+    let protobuf = encode(Format::Protobuf, &key).unwrap();
+    assert_eq!(protobuf, [0x0a, 1, 1, 0x12, 1, 2, 0x12, 0]);
+    assert_eq!(decode::<GetKeyResponse>(Format::Protobuf, &protobuf).unwrap(), key);
 }
 
 #[test]

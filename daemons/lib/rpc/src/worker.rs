@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Messages of `Worker` and of `Tappd.Info`, which tell what the guest is.
+//! Messages of `Worker` and of `Tappd.Info`, which tell what the guest is. Ids are texts here, which they no longer are
+//! in [`crate::dstack::AppInfo`].
 
+use crate::hexbytes;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +31,28 @@ pub struct WorkerInfo {
     /// Whether load and containers are public.
     #[prost(bool, tag = "7")]
     pub public_sysinfo: bool,
+    /// SHA-256 of the platform's id.
+    #[prost(bytes = "vec", tag = "8")]
+    #[serde(with = "hexbytes")]
+    pub device_id: Vec<u8>,
+    /// SHA-256 over all registers.
+    #[prost(bytes = "vec", tag = "9")]
+    #[serde(with = "hexbytes")]
+    pub mr_aggregated: Vec<u8>,
+    /// Hash of the image.
+    #[prost(bytes = "vec", tag = "10")]
+    #[serde(with = "hexbytes")]
+    pub os_image_hash: Vec<u8>,
+    /// Name and id of the key provider, JSON text.
+    #[prost(string, tag = "12")]
+    pub key_provider_info: String,
+    /// SHA-256 of app-compose.json.
+    #[prost(bytes = "vec", tag = "13")]
+    #[serde(with = "hexbytes")]
+    pub compose_hash: Vec<u8>,
+    /// The VM's shape as the host claims it, JSON text.
+    #[prost(string, tag = "14")]
+    pub vm_config: String,
 }
 
 /// Version of the program.
