@@ -6,8 +6,8 @@
 //! (`libfuzzer/README.md`).
 
 use dstack_core::{
-    boot, ccel, client_hello, compose, config_disk, csr, env, event_log, home, ids, image, quote_sim_wire,
-    sni, spec, upgrade,
+    boot, ccel, client_hello, compose, config_disk, csr, env, event_log, home, ids, image, luks,
+    quote_sim_wire, sni, spec, upgrade,
 };
 
 /// A fuzz target: its name, the function, and well-formed samples to mutate.
@@ -42,6 +42,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "csr", run: csr, samples: csr_samples },
     Target { name: "upgrade", run: upgrade, samples: upgrade_samples },
     Target { name: "ids", run: ids, samples: id_samples },
+    Target { name: "luks", run: luks, samples: luks_samples },
 ];
 
 /// Whatever parses as a config disk is exactly what the writer makes of it.
@@ -61,6 +62,38 @@ fn config_disk_samples() -> Vec<Vec<u8>> {
     (0..=files.len())
         .filter_map(|n| config_disk::write(&files.iter().take(n).cloned().collect()).ok())
         .collect()
+}
+
+/// Whatever passes names the accepted cipher twice, and no other.
+pub fn luks(bytes: &[u8]) {
+    // A header area, or its JSON alone, which a fuzzer gets further into.
+    let _ = luks::parse(bytes);
+    if luks::check_json(bytes).is_ok() {
+        let json: serde_json::Value = serde_json::from_slice(bytes).unwrap_or_default();
+        for pointer in ["/segments/0/encryption", "/keyslots/0/area/encryption"] {
+            let cipher = json.pointer(pointer).and_then(serde_json::Value::as_str);
+            assert_eq!(cipher, Some(luks::CIPHER), "another cipher at {pointer}");
+        }
+    }
+}
+
+fn luks_samples() -> Vec<Vec<u8>> {
+    let salt = "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
+    let derivation = format!(r#""hash":"sha256","iterations":1000,"salt":"{salt}""#);
+    let json = format!(
+        concat!(
+            r#"{{"keyslots":{{"0":{{"type":"luks2","key_size":64,"#,
+            r#""af":{{"type":"luks1","stripes":4000,"hash":"sha256"}},"#,
+            r#""area":{{"type":"raw","offset":"32768","size":"258048","encryption":"aes-xts-plain64","key_size":64}},"#,
+            r#""kdf":{{"type":"pbkdf2",{0}}}}}}},"tokens":{{}},"#,
+            r#""segments":{{"0":{{"type":"crypt","offset":"2097152","size":"dynamic","iv_tweak":"0","#,
+            r#""encryption":"aes-xts-plain64","sector_size":4096}}}},"#,
+            r#""digests":{{"0":{{"type":"pbkdf2","keyslots":["0"],"segments":["0"],{0},"digest":"{1}"}}}},"#,
+            r#""config":{{"json_size":"12288","keyslots_size":"1048576"}}}}"#,
+        ),
+        derivation, salt
+    );
+    vec![json.into_bytes()]
 }
 
 /// Whatever parses has something to run and a provider of keys.

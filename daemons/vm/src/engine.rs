@@ -75,6 +75,8 @@ pub struct Engine {
     status: Status,
     timeline: Timeline,
     failure: Option<Failure>,
+    /// What the guest has said it waits for.
+    waited: Option<Failure>,
     end: End,
     /// The guest's system was heard of.
     spoke: bool,
@@ -93,6 +95,7 @@ impl Engine {
             stage: String::new(),
             progress: (0, 0),
             error: String::new(),
+            waiting: String::new(),
             instance_id: None,
             cid: Some(cid),
             qemu_pid: 0,
@@ -103,6 +106,7 @@ impl Engine {
             status,
             timeline: Timeline::default(),
             failure: None,
+            waited: None,
             end: End::default(),
             spoke: false,
             progressed: Duration::ZERO,
@@ -142,9 +146,11 @@ impl Engine {
                 dstack_core::boot::Stage::from_code(code).map_or("the guest's system is up", |s| s.sentence())
             }
         };
-        match self.status.progress {
-            (_, 0) => words.to_owned(),
-            (done, total) => format!("{words} ({done} of {total})"),
+        let waiting = Failure::from_code(&self.status.waiting);
+        match (waiting, self.status.progress) {
+            (Some(waiting), _) => format!("{words}: {}", waiting.sentence()),
+            (None, (_, 0)) => words.to_owned(),
+            (None, (done, total)) => format!("{words} ({done} of {total})"),
         }
     }
 
@@ -221,6 +227,7 @@ impl Engine {
             Line::Hello(_) => self.hello(now),
             Line::Stage(stage) => self.stage(stage.code(), now),
             Line::Progress { done, total } => self.counted(done.min(total), total, now),
+            Line::Waiting(failure) => self.waiting(failure, now),
             Line::Error(failure) => self.failed(failure),
             Line::Ready => self.ready(now),
             Line::Stopping => self.leaving(),
@@ -248,10 +255,26 @@ impl Engine {
             self.status.stage = code.to_owned();
             self.status.progress = (0, 0);
             self.status.error.clear();
+            self.status.waiting.clear();
             self.failure = None;
             self.changed = true;
         }
         self.seen(code, now)
+    }
+
+    /// The guest keeps trying: that is progress, up to the time for the whole boot.
+    fn waiting(&mut self, failure: Failure, now: Duration) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if self.status.waiting != failure.code() {
+            self.status.waiting = failure.code().to_owned();
+            self.changed = true;
+        }
+        if self.waited.replace(failure) != Some(failure) {
+            let text = format!("The boot waits at stage {}: {}", self.status.stage, failure.sentence());
+            actions.push(Action::Log(Priority::Warning, None, text));
+        }
+        actions.extend(self.progress(now));
+        actions
     }
 
     fn counted(&mut self, done: u32, total: u32, now: Duration) -> Vec<Action> {
@@ -268,6 +291,7 @@ impl Engine {
             return Vec::new();
         }
         self.failure = Some(failure);
+        self.status.waiting.clear();
         self.status.error = failure.code().to_owned();
         self.changed = true;
         let text = format!("Boot failed at stage {}: {}", self.status.stage, failure.sentence());
@@ -281,6 +305,7 @@ impl Engine {
         self.status.stage.clear();
         self.status.progress = (0, 0);
         self.status.error.clear();
+        self.status.waiting.clear();
         self.failure = None;
         self.changed = true;
         let text = format!("Ready; boot: {}", self.timeline.line());

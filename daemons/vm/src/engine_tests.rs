@@ -150,3 +150,26 @@ fn a_guest_that_leaves_is_stopping() {
     engine.handle(Event::Qmp(Message::Shutdown(Reason::GuestReset)), at(8));
     assert_eq!(engine.handle(Event::Ended(String::new()), at(8)).last(), Some(&Action::Exit(133)));
 }
+
+#[test]
+fn a_guest_that_waits_for_the_key_service_is_left_to_it() {
+    let mut engine = engine();
+    engine.handle(Event::Guest(Line::Stage(Stage::Keys)), at(10));
+    let waiting = Event::Guest(Line::Waiting(Failure::KeysUnreachable));
+    let actions = engine.handle(waiting.clone(), at(50));
+    assert_eq!(extends(&actions), Some(75));
+    assert!(logs(&actions)[0].starts_with("The boot waits at stage keys: "), "{actions:?}");
+    assert!(engine.sentence().contains("the guest keeps trying"), "{}", engine.sentence());
+    assert_eq!((engine.status().waiting.as_str(), engine.status().error.as_str()), ("keys-unreachable", ""));
+    for second in [100, 150, 200, 250] {
+        let actions = engine.handle(waiting.clone(), at(second));
+        assert!(extends(&actions).is_some() && logs(&actions).is_empty(), "said once: {actions:?}");
+    }
+    // It goes on by itself, and nothing of it stays.
+    engine.handle(Event::Guest(Line::Stage(Stage::Disk)), at(260));
+    assert_eq!(engine.status().waiting, "");
+    assert_eq!(engine.sentence(), "Booting: preparing the data disk");
+    // However long it waits, the time for the whole boot ends it.
+    engine.handle(waiting, at(299));
+    assert_eq!(engine.deadline(), Some(at(300)));
+}

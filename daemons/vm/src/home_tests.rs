@@ -13,6 +13,7 @@ fn status(stage: &str) -> Status {
         stage: stage.to_owned(),
         progress: (0, 0),
         error: String::new(),
+        waiting: String::new(),
         instance_id: None,
         cid: Some(5),
         qemu_pid: 1,

@@ -8,6 +8,7 @@
 //! STAGE docker
 //! PROGRESS 3 7
 //! INSTANCE 3327603e03f5bd1f830812ca4a789277fc31f577
+//! WAITING keys-unreachable
 //! ERROR compose-failed
 //! READY
 //! STOPPING
@@ -80,12 +81,16 @@ codes! {
     Failure {
         ConfigMissing = "config-missing", "the config disk is missing or not readable";
         ConfigInvalid = "config-invalid", "the config disk is not a well-formed tar of the known files";
-        ComposeInvalid = "compose-invalid", "app-compose.json is not valid; check it with `dstackctl deploy --dry-run`";
+        ComposeInvalid = "compose-invalid", "app-compose.json is not valid, or asks for what this guest image does not have, such as rollback protection; see `dstackctl deploy --dry-run` and the journal of the VM";
         AppIdMismatch = "app-id-mismatch", "the app id does not belong to this compose file, and no kms is there to vouch for it";
+        TeeMissing = "tee-missing", "this VM has no TEE that answers: on a host without TDX install dstack-testroot, on one with it use a guest image with the TDX driver";
+        LaunchMismatch = "launch-mismatch", "the app is not the one that the VM was launched with; restart the VM";
+        KeysForeign = "keys-foreign", "no key service was found that is the one this app pins with key_provider_id; check kms_urls of the host";
+        KeysRealm = "keys-realm", "the key service belongs to another realm than this VM: real and simulated TEEs do not mix";
         KeysRefused = "keys-refused", "the key service refused the app keys";
         KeysUnreachable = "keys-unreachable", "the key service cannot be reached; the guest keeps trying";
         KeysUnsupported = "keys-unsupported", "this guest image has no key provider but \"none\"; set key_provider to \"none\" or use a newer image";
-        EnvInvalid = "env-invalid", "the encrypted environment cannot be decrypted or has a reserved name";
+        EnvInvalid = "env-invalid", "the encrypted environment cannot be decrypted, is not signed as the app asks, or has a reserved name";
         DiskFailed = "disk-failed", "the data disk cannot be prepared; see the console log of the VM";
         DiskForeign = "disk-foreign", "the data disk belongs to another instance or is damaged; it was left untouched";
         DockerFailed = "docker-failed", "Docker did not start";
@@ -114,6 +119,8 @@ pub enum Line {
     },
     /// `INSTANCE <40 hex>`: the instance id the guest has.
     Instance(InstanceId),
+    /// `WAITING <code>`: the boot cannot go on for this reason, and keeps trying.
+    Waiting(Failure),
     /// `ERROR <code>`: the boot failed.
     Error(Failure),
     /// `READY`: the app is up.
@@ -150,10 +157,14 @@ impl Line {
             ["STAGE", code] => Stage::from_code(code).map(Self::Stage),
             ["PROGRESS", done, total] => Some(Self::Progress { done: number(done)?, total: number(total)? }),
             ["INSTANCE", id] => Some(Self::Instance(id.parse().map_err(|_| LineError::Malformed)?)),
+            ["WAITING", code] => Failure::from_code(code).map(Self::Waiting),
             ["ERROR", code] => Some(Self::Error(Failure::from_code(code).unwrap_or(Failure::Internal))),
             ["READY"] => Some(Self::Ready),
             ["STOPPING"] => Some(Self::Stopping),
-            ["DSTACK" | "STAGE" | "PROGRESS" | "INSTANCE" | "ERROR" | "READY" | "STOPPING", ..] => {
+            [
+                "DSTACK" | "STAGE" | "PROGRESS" | "INSTANCE" | "WAITING" | "ERROR" | "READY" | "STOPPING",
+                ..,
+            ] => {
                 return Err(LineError::Malformed);
             }
             _ => None,
@@ -168,6 +179,7 @@ impl fmt::Display for Line {
             Self::Stage(stage) => write!(f, "STAGE {stage}"),
             Self::Progress { done, total } => write!(f, "PROGRESS {done} {total}"),
             Self::Instance(id) => write!(f, "INSTANCE {id}"),
+            Self::Waiting(failure) => write!(f, "WAITING {failure}"),
             Self::Error(failure) => write!(f, "ERROR {failure}"),
             Self::Ready => f.write_str("READY"),
             Self::Stopping => f.write_str("STOPPING"),
@@ -186,7 +198,7 @@ mod tests {
         let mut lines = vec![Line::Hello(1), Line::Progress { done: 3, total: 7 }, Line::Instance(id)];
         lines.extend([Line::Ready, Line::Stopping]);
         lines.extend(Stage::ALL.iter().map(|s| Line::Stage(*s)));
-        lines.extend(Failure::ALL.iter().map(|f| Line::Error(*f)));
+        lines.extend(Failure::ALL.iter().flat_map(|f| [Line::Error(*f), Line::Waiting(*f)]));
         for line in lines {
             assert_eq!(Line::parse(line.to_string().as_bytes()), Ok(Some(line)));
         }
@@ -197,6 +209,7 @@ mod tests {
         assert_eq!(Line::parse(b"STAGE rm -rf"), Err(LineError::Malformed));
         assert_eq!(Line::parse(b"STAGE secret"), Ok(None));
         assert_eq!(Line::parse(b"ERROR secret"), Ok(Some(Line::Error(Failure::Internal))));
+        assert_eq!(Line::parse(b"WAITING secret"), Ok(None));
         assert_eq!(Line::parse(b"NEWER thing"), Ok(None));
         assert_eq!(Line::parse(b"READY now"), Err(LineError::Malformed));
         assert_eq!(Line::parse(b"PROGRESS -1 2"), Err(LineError::Malformed));

@@ -8,6 +8,7 @@
 use crate::limits::{
     APP_COMPOSE_MAX, CONFIG_DISK_MAX, ENCRYPTED_ENV_MAX, INSTANCE_INFO_MAX, SYS_CONFIG_MAX, USER_CONFIG_MAX,
 };
+use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 
 const BLOCK: usize = 512;
@@ -119,6 +120,23 @@ pub fn write(files: &Files) -> Result<Vec<u8>, ConfigDiskError> {
     }
     out.resize(out.len() + 2 * BLOCK, 0);
     Ok(out)
+}
+
+/// Digest of everything the host gave (event `host-inputs`, trust rule T6): SHA-256 over each file in the order of
+/// their names as `length of name (4 bytes, big-endian) ‖ name ‖ size (8 bytes, big-endian) ‖ SHA-256 of the content`.
+#[must_use]
+pub fn digest(files: &Files) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    let mut sorted: Vec<_> = files.iter().map(|(file, content)| (file.name(), content)).collect();
+    sorted.sort_unstable_by_key(|(name, _)| *name);
+    for (name, content) in sorted {
+        // Names and contents are far below these widths.
+        hash.update(u32::try_from(name.len()).unwrap_or(u32::MAX).to_be_bytes());
+        hash.update(name.as_bytes());
+        hash.update(u64::try_from(content.len()).unwrap_or(u64::MAX).to_be_bytes());
+        hash.update(Sha256::digest(content));
+    }
+    hash.finalize().into()
 }
 
 /// Parses a whole config disk.

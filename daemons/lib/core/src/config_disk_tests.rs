@@ -93,3 +93,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn t06_the_digest_covers_every_file_and_its_place() {
+    // Computed apart from the description of the format.
+    let small = [(File::AppCompose, b"{}".to_vec()), (File::UserConfig, b"hi".to_vec())].into();
+    let expected = "26a014780cdecc68a0e827f0f0101640a2c0c07a4584c07917fea5a7afd2a5ba";
+    assert_eq!(hex::encode(digest(&small)), expected);
+    let other: [Files; 5] = [
+        [(File::AppCompose, b"{}".to_vec())].into(),
+        [(File::AppCompose, b"{} ".to_vec()), (File::UserConfig, b"hi".to_vec())].into(),
+        [(File::AppCompose, b"hi".to_vec()), (File::UserConfig, b"{}".to_vec())].into(),
+        [(File::AppCompose, b"{}".to_vec()), (File::EncryptedEnv, b"hi".to_vec())].into(),
+        [(File::AppCompose, b"{}".to_vec()), (File::UserConfig, Vec::new())].into(),
+    ];
+    for files in other {
+        assert_ne!(digest(&files), digest(&small), "{files:?}");
+    }
+}

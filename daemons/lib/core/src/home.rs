@@ -50,6 +50,9 @@ pub struct Status {
     /// Code of the last failure ([`crate::boot::Failure`]), or a host-side sentence; empty when there is none.
     #[serde(default)]
     pub error: String,
+    /// Code of what the boot waits for and keeps trying ([`crate::boot::Failure`]); empty when it goes on.
+    #[serde(default)]
+    pub waiting: String,
     /// The instance id that the guest reported: a claim.
     #[serde(default)]
     pub instance_id: Option<InstanceId>,

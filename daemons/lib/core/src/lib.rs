@@ -8,6 +8,7 @@
 //! - [`image`]: `metadata.json` and `sha256sum.txt` of a guest image
 //! - [`event_log`]: the events behind RTMR3
 //! - [`ccel`]: the firmware's event log
+//! - [`luks`]: the LUKS2 header of a data disk
 //! - [`config_disk`]: the tar that carries the host's inputs into the guest
 //! - [`boot`]: the lines a guest sends about its boot
 //! - [`csr`]: how a guest asks for a certificate
@@ -30,6 +31,7 @@ pub mod home;
 pub mod ids;
 pub mod image;
 pub mod limits;
+pub mod luks;
 pub mod qemu;
 pub mod qemu_probe;
 pub mod quote_sim_wire;

@@ -179,6 +179,9 @@ fn stage_words(status: &Status) -> String {
         Some(stage) => stage.sentence(),
         None => "starting firmware and kernel",
     };
+    if !status.waiting.is_empty() {
+        return format!("{words}: {}", failure_words(&status.waiting));
+    }
     match status.progress {
         (_, 0) => words.to_owned(),
         (done, total) => format!("{words} ({done} of {total})"),

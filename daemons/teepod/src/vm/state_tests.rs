@@ -7,6 +7,7 @@ fn status(phase: Phase) -> Status {
         stage: String::new(),
         progress: (0, 0),
         error: String::new(),
+        waiting: String::new(),
         instance_id: None,
         cid: None,
         qemu_pid: 0,

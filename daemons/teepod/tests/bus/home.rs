@@ -48,6 +48,7 @@ fn status(phase: Phase, stage: &str) -> FromVm {
         stage: stage.into(),
         progress: (1, 4),
         error: String::new(),
+        waiting: String::new(),
         instance_id: Some([7; 20].into()),
         cid: Some(1000),
         qemu_pid: 1,
