@@ -12,7 +12,7 @@ in_host_sh 'usermod -aG dstack-admin bob && gpasswd -d alice dstack-admin 2>/dev
 
 check "busctl introspect by an ordinary user" matches 'org\.dstack\.teepod1\.Manager' \
     in_host_as alice busctl introspect org.dstack.teepod1 /org/dstack/teepod1
-for member in CreateVm StartVm StopVm KillVm RestartVm RemoveVm UpgradeApp ResizeVm ListVms GetVm OpenConsole \
+for member in CreateVm StartVm StopVm KillVm RestartVm RemoveVm UpgradeApp ResizeVm ListVms GetVm GetAppCompose OpenConsole \
     ListImages ImportImage RemoveImage JobNew JobRemoved; do
     check "the interface has $member" matches "^\.$member " \
         in_host_as alice busctl introspect org.dstack.teepod1 /org/dstack/teepod1 org.dstack.teepod1.Manager

@@ -6,8 +6,8 @@
 //! (`libfuzzer/README.md`).
 
 use dstack_core::{
-    boot, ccel, client_hello, compose, config_disk, csr, env, event_log, home, ids, image, luks,
-    quote_sim_wire, sni, spec, upgrade,
+    boot, ccel, client_hello, compose, config_disk, csr, env, env_signature, event_log, home, ids, image,
+    luks, quote_sim_wire, sni, spec, upgrade,
 };
 
 /// A fuzz target: its name, the function, and well-formed samples to mutate.
@@ -39,6 +39,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "sni", run: sni, samples: sni_samples },
     Target { name: "ccel", run: ccel, samples: ccel_samples },
     Target { name: "quote_sim_wire", run: quote_sim_wire, samples: quote_sim_wire_samples },
+    Target { name: "env_signature", run: env_signature, samples: env_signature_samples },
     Target { name: "csr", run: csr, samples: csr_samples },
     Target { name: "upgrade", run: upgrade, samples: upgrade_samples },
     Target { name: "ids", run: ids, samples: id_samples },
@@ -109,7 +110,8 @@ fn app_compose_samples() -> Vec<Vec<u8>> {
     vec![
         br#"{"manifest_version":2,"name":"a","runner":"docker-compose","docker_compose_file":"services:\n  a:\n    image: b\n"}"#
             .to_vec(),
-        br#"{"manifest_version":1,"name":"a","runner":"bash","bash_script":"true","features":["kms"]}"#.to_vec(),
+        br#"{"manifest_version":1,"name":"a","runner":"bash","bash_script":"true","features":["kms"],"key_provider_id":"3059"}"#
+            .to_vec(),
     ]
 }
 
@@ -298,6 +300,17 @@ fn ccel_samples() -> Vec<Vec<u8>> {
     vec![start.clone(), [start.as_slice(), &event, &event, &[0xff; 16]].concat()]
 }
 
+/// A signature file that parses is written so that it parses to the same.
+pub fn env_signature(bytes: &[u8]) {
+    if let Ok(file) = env_signature::EnvSignature::parse(bytes) {
+        assert_eq!(env_signature::EnvSignature::parse(&file.to_bytes()).ok(), Some(file), "changed");
+    }
+}
+
+fn env_signature_samples() -> Vec<Vec<u8>> {
+    vec![env_signature::EnvSignature { seq: 7, signature: [5; 64] }.to_bytes()]
+}
+
 /// A certificate request that parses has one encoding, and names nobody of the infrastructure.
 pub fn csr(bytes: &[u8]) {
     if let Ok(csr) = csr::Csr::parse(bytes) {
@@ -338,7 +351,7 @@ fn upgrade_samples() -> Vec<Vec<u8>> {
         not_after: 0,
         revoke_below: 1,
     };
-    let signatures = vec![upgrade::Signature { key: [3; 32], signature: [4; 64] }];
+    let signatures = vec![upgrade::Signature { key: ids::SignerKey::from([3; 32]), signature: [4; 64] }];
     let signed =
         upgrade::Signed { statement: statement.clone(), signatures, first_compose: Some("{}".to_owned()) };
     std::iter::once(statement.to_bytes()).chain(serde_json::to_vec(&signed).ok()).collect()

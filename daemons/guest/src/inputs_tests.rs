@@ -53,7 +53,7 @@ fn t06_a_damaged_disk_is_refused_whole() {
 #[test]
 fn wrong_compose_files_are_told_apart() {
     assert_eq!(failure([(File::AppCompose, b"{}".to_vec())].into()), Failure::ComposeInvalid);
-    for extra in [json!({"kms_enabled": true}), json!({"key_provider": "local"})] {
+    for extra in [json!({"kms_enabled": true, "key_provider_id": "30"}), json!({"key_provider": "local"})] {
         assert_eq!(failure([(File::AppCompose, compose(extra))].into()), Failure::KeysUnsupported);
     }
 }

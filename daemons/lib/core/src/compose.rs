@@ -4,8 +4,8 @@
 //! Its exact bytes are hashed, so it is parsed but never rewritten. Keys are those of the original's manifest versions
 //! 1 to 3; unknown keys are allowed, since they are measured like the rest.
 
-use crate::ids::ComposeHash;
-use crate::limits::APP_COMPOSE_MAX;
+use crate::ids::{ComposeHash, SignerKey};
+use crate::limits::{ALLOWED_ENVS_MAX, APP_COMPOSE_MAX, KEY_PROVIDER_ID_MAX, UPGRADE_KEYS_MAX};
 use serde::{Deserialize, Serialize};
 
 /// What starts the app.
@@ -28,6 +28,16 @@ pub enum KeyProvider {
     None,
     /// A local key provider on the host.
     Local,
+}
+
+/// What a data disk that is older than the last one does to the boot (T13); without it, nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rollback {
+    /// The boot ends.
+    Refuse,
+    /// The boot goes on and says so.
+    Warn,
 }
 
 /// Login to a private registry.
@@ -90,6 +100,18 @@ pub struct AppCompose {
     /// Names of the secrets that reach the app; `None` lets all pass.
     #[serde(default)]
     pub allowed_envs: Option<Vec<String>>,
+    /// Who signs the encrypted environment (T9); `None` takes it from anybody.
+    #[serde(default)]
+    pub env_signer: Option<SignerKey>,
+    /// Whose signatures allow an upgrade (T8); empty leaves that to the key service's operator.
+    #[serde(default)]
+    pub upgrade_keys: Vec<SignerKey>,
+    /// What happens with a data disk that was put back (T13).
+    #[serde(default)]
+    pub rollback: Option<Rollback>,
+    /// Whether the boot waits for authenticated time before it asks for keys (T12).
+    #[serde(default)]
+    pub secure_time: bool,
     /// Whether all instances share an empty instance id.
     #[serde(default)]
     pub no_instance_id: bool,
@@ -161,6 +183,33 @@ impl AppCompose {
         self.tproxy_enabled || self.features.iter().any(|f| f == "tproxy-net")
     }
 
+    /// The SubjectPublicKeyInfo (DER) of the key service to trust (T3); empty when there is none.
+    #[must_use]
+    pub fn key_provider_spki(&self) -> Vec<u8> {
+        hex::decode(&self.key_provider_id).unwrap_or_default()
+    }
+
+    /// Keys that decide whom the app trusts.
+    fn check_trust(&self) -> Result<(), ComposeError> {
+        let id = &self.key_provider_id;
+        if id.len() > KEY_PROVIDER_ID_MAX || hex::decode(id).is_err() {
+            return Err(ComposeError::Field("key_provider_id must be the hex SPKI of the kms's CA key"));
+        }
+        if id.is_empty() && self.key_provider() == KeyProvider::Kms {
+            return Err(ComposeError::Field(
+                "key_provider kms needs key_provider_id, the hex SPKI of the kms's CA key (`dstackctl kms status` \
+                 shows it, `dstackctl deploy` writes it): without it the host could choose the kms",
+            ));
+        }
+        if self.allowed_envs.as_ref().is_some_and(|names| names.len() > ALLOWED_ENVS_MAX) {
+            return Err(ComposeError::Field("allowed_envs has more names than an environment may have"));
+        }
+        if self.upgrade_keys.len() > UPGRADE_KEYS_MAX {
+            return Err(ComposeError::Field("upgrade_keys has more than 16 keys"));
+        }
+        Ok(())
+    }
+
     fn check(&self) -> Result<(), ComposeError> {
         if !(1..=3).contains(&self.manifest_version) {
             return Err(ComposeError::Field("manifest_version must be 1, 2 or 3"));
@@ -171,6 +220,7 @@ impl AppCompose {
         if self.storage_fs.as_deref().is_some_and(|fs| fs != "ext4") {
             return Err(ComposeError::Field("storage_fs must be \"ext4\""));
         }
+        self.check_trust()?;
         match (self.runner, &self.docker_compose_file, &self.bash_script) {
             (Runner::DockerCompose, Some(text), _) => check_compose_file(text),
             (Runner::DockerCompose, None, _) => {

@@ -25,8 +25,12 @@ fn defaults_are_closed() {
 #[test]
 fn switches_of_all_versions_mean_the_same() {
     for (extra, kms, tproxy) in [
-        (serde_json::json!({"kms_enabled": true, "tproxy_enabled": true}), true, true),
-        (serde_json::json!({"features": ["kms", "tproxy-net"]}), true, true),
+        (
+            serde_json::json!({"kms_enabled": true, "tproxy_enabled": true, "key_provider_id": "30"}),
+            true,
+            true,
+        ),
+        (serde_json::json!({"features": ["kms", "tproxy-net"], "key_provider_id": "30"}), true, true),
         (serde_json::json!({"gateway_enabled": true}), false, true),
         (serde_json::json!({"kms_enabled": true, "key_provider": "none"}), false, false),
     ] {
@@ -47,6 +51,15 @@ fn wrong_input_is_named() {
         (serde_json::json!({"docker_compose_file": "web: {}"}), "services"),
         (serde_json::json!({"docker_compose_file": "services: {}"}), "services"),
         (serde_json::json!({"storage_fs": "zfs"}), "storage_fs"),
+        (serde_json::json!({"key_provider": "ksm"}), "unknown variant `ksm`"),
+        (serde_json::json!({"key_provider_id": "xyz"}), "key_provider_id"),
+        (serde_json::json!({"key_provider_id": "00".repeat(601)}), "key_provider_id"),
+        (serde_json::json!({"env_signer": "00"}), "Ed25519 public key \"00\" is not allowed: use 64"),
+        (serde_json::json!({"upgrade_keys": ["00"]}), "Ed25519 public key"),
+        (serde_json::json!({"upgrade_keys": vec!["00".repeat(32); 17]}), "upgrade_keys"),
+        (serde_json::json!({"allowed_envs": vec!["A"; 1025]}), "allowed_envs"),
+        (serde_json::json!({"rollback": "maybe"}), "unknown variant `maybe`, expected `refuse` or `warn`"),
+        (serde_json::json!({"secure_time": "yes"}), "expected a boolean"),
     ] {
         let error = compose(extra.clone()).unwrap_err().to_string();
         assert!(error.contains(part), "{extra}: {error}");
@@ -55,4 +68,37 @@ fn wrong_input_is_named() {
     let array = serde_json::json!([2, "hello", "docker-compose", FILE]).to_string();
     assert!(matches!(AppCompose::parse(array.as_bytes()), Err(ComposeError::Field(_))));
     assert!(matches!(AppCompose::parse(&vec![b' '; APP_COMPOSE_MAX + 1]), Err(ComposeError::TooLarge(_))));
+}
+
+#[test]
+fn t03_an_app_with_a_kms_names_its_kms() {
+    for kms in [
+        serde_json::json!({"key_provider": "kms"}),
+        serde_json::json!({"kms_enabled": true}),
+        serde_json::json!({"features": ["kms"]}),
+    ] {
+        let error = compose(kms.clone()).unwrap_err().to_string();
+        assert!(
+            error.contains("key_provider_id") && error.contains("dstackctl kms status"),
+            "{kms}: {error}"
+        );
+    }
+    let named = compose(serde_json::json!({"key_provider": "kms", "key_provider_id": "3059"})).unwrap();
+    assert_eq!(named.key_provider_spki(), [0x30, 0x59]);
+    assert!(compose(serde_json::json!({})).unwrap().key_provider_spki().is_empty());
+}
+
+#[test]
+fn keys_of_the_owner_are_read() {
+    let (a, b) = ("aa".repeat(32), "bb".repeat(32));
+    let app = compose(serde_json::json!({
+        "env_signer": a, "upgrade_keys": [a, b], "rollback": "warn", "secure_time": true, "allowed_envs": ["A"],
+    }))
+    .unwrap();
+    assert_eq!(app.env_signer.map(|k| k.to_string()), Some(a.clone()));
+    assert_eq!(app.upgrade_keys.iter().map(ToString::to_string).collect::<Vec<_>>(), [a, b]);
+    assert_eq!((app.rollback, app.secure_time), (Some(Rollback::Warn), true));
+    assert_eq!(app.allowed_envs.as_deref(), Some(&["A".to_owned()][..]));
+    let plain = compose(serde_json::json!({})).unwrap();
+    assert_eq!((plain.env_signer, plain.rollback, plain.secure_time), (None, None, false));
 }

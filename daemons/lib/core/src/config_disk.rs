@@ -6,7 +6,8 @@
 //! one [`write`] makes. Whatever else tar can express (links, paths, sparse files, extensions) is an error.
 
 use crate::limits::{
-    APP_COMPOSE_MAX, CONFIG_DISK_MAX, ENCRYPTED_ENV_MAX, INSTANCE_INFO_MAX, SYS_CONFIG_MAX, USER_CONFIG_MAX,
+    APP_COMPOSE_MAX, CONFIG_DISK_MAX, ENCRYPTED_ENV_MAX, ENCRYPTED_ENV_SIG_MAX, INSTANCE_INFO_MAX,
+    SYS_CONFIG_MAX, USER_CONFIG_MAX,
 };
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
@@ -20,6 +21,8 @@ pub enum File {
     AppCompose,
     /// `encrypted-env`: the deployer's secrets, encrypted for the app's key.
     EncryptedEnv,
+    /// `encrypted-env.sig`: who sent them (T9).
+    EncryptedEnvSig,
     /// `instance-info.json`: app id and instance seed, kept by the host.
     InstanceInfo,
     /// `sys-config.json`: the host's hints, such as key service addresses.
@@ -30,8 +33,14 @@ pub enum File {
 
 impl File {
     /// Every file, in the order of the disk.
-    pub const ALL: [Self; 5] =
-        [Self::AppCompose, Self::EncryptedEnv, Self::InstanceInfo, Self::SysConfig, Self::UserConfig];
+    pub const ALL: [Self; 6] = [
+        Self::AppCompose,
+        Self::EncryptedEnv,
+        Self::EncryptedEnvSig,
+        Self::InstanceInfo,
+        Self::SysConfig,
+        Self::UserConfig,
+    ];
 
     /// The name in the tar.
     #[must_use]
@@ -39,6 +48,7 @@ impl File {
         match self {
             Self::AppCompose => "app-compose.json",
             Self::EncryptedEnv => "encrypted-env",
+            Self::EncryptedEnvSig => "encrypted-env.sig",
             Self::InstanceInfo => "instance-info.json",
             Self::SysConfig => "sys-config.json",
             Self::UserConfig => "user-config",
@@ -51,6 +61,7 @@ impl File {
         match self {
             Self::AppCompose => APP_COMPOSE_MAX,
             Self::EncryptedEnv => ENCRYPTED_ENV_MAX,
+            Self::EncryptedEnvSig => ENCRYPTED_ENV_SIG_MAX,
             Self::InstanceInfo => INSTANCE_INFO_MAX,
             Self::SysConfig => SYS_CONFIG_MAX,
             Self::UserConfig => USER_CONFIG_MAX,

@@ -62,6 +62,19 @@ fn caps_hold_both_ways() {
 }
 
 #[test]
+fn t09_the_signature_of_the_environment_is_beside_it() {
+    let files = [
+        (File::AppCompose, b"{}".to_vec()),
+        (File::EncryptedEnv, b"sealed".to_vec()),
+        (File::EncryptedEnvSig, vec![b's'; ENCRYPTED_ENV_SIG_MAX]),
+        (File::InstanceInfo, b"{}".to_vec()),
+    ];
+    assert_eq!(parse(&write(&files.clone().into()).unwrap()).unwrap(), files.into());
+    let big = [(File::EncryptedEnvSig, vec![0; ENCRYPTED_ENV_SIG_MAX + 1])].into();
+    assert!(matches!(write(&big), Err(ConfigDiskError::FileTooLarge { name: "encrypted-env.sig", .. })));
+}
+
+#[test]
 fn order_and_repetition_are_refused() {
     let one = write(&[(File::AppCompose, vec![1])].into()).unwrap();
     let two = write(&[(File::UserConfig, vec![1])].into()).unwrap();

@@ -210,6 +210,11 @@ hex_id!(
     OsImageHash, 32, "image hash"
 );
 
+hex_id!(
+    /// An Ed25519 public key of an app's owner: who signs upgrades (T8) or the environment (T9).
+    SignerKey, 32, "Ed25519 public key"
+);
+
 impl ComposeHash {
     /// The hash of a compose file's exact bytes.
     #[must_use]

@@ -4,6 +4,7 @@
 //! - [`ids`]: names and identifiers, parsed at the edge
 //! - [`compose`]: `app-compose.json`, the measured description of an app
 //! - [`env`]: names of environment variables an app may set
+//! - [`env_signature`]: who sent an encrypted environment
 //! - [`spec`]: the shape of a VM, as teepod stores it and dstack-vm reads it
 //! - [`image`]: `metadata.json` and `sha256sum.txt` of a guest image
 //! - [`event_log`]: the events behind RTMR3
@@ -26,6 +27,7 @@ pub mod compose;
 pub mod config_disk;
 pub mod csr;
 pub mod env;
+pub mod env_signature;
 pub mod event_log;
 pub mod home;
 pub mod ids;

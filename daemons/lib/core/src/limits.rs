@@ -7,6 +7,14 @@ pub const APP_COMPOSE_MAX: usize = 128 * 1024;
 pub const SYS_CONFIG_MAX: usize = 10 * 1024;
 /// Largest `encrypted-env`, bytes.
 pub const ENCRYPTED_ENV_MAX: usize = 256 * 1024;
+/// Largest `encrypted-env.sig`, bytes.
+pub const ENCRYPTED_ENV_SIG_MAX: usize = 1024;
+/// Most names in `allowed_envs`.
+pub const ALLOWED_ENVS_MAX: usize = 1024;
+/// Most keys in `upgrade_keys`.
+pub const UPGRADE_KEYS_MAX: usize = 16;
+/// Longest `key_provider_id`, hex digits (an RSA-4096 key has 1100).
+pub const KEY_PROVIDER_ID_MAX: usize = 1200;
 /// Largest `user-config`, bytes.
 pub const USER_CONFIG_MAX: usize = 1024 * 1024;
 /// Largest `instance-info.json`, bytes.

@@ -9,7 +9,7 @@
 //! {"app_id":"…","compose_hash":"…","seq":2,"not_after":0,"revoke_below":0,"signatures":[{"key":"…","signature":"…"}]}
 //! ```
 
-use crate::ids::{AppId, ComposeHash};
+use crate::ids::{AppId, ComposeHash, SignerKey};
 use crate::limits::APP_COMPOSE_MAX;
 use serde::{Deserialize, Serialize};
 
@@ -19,8 +19,6 @@ pub const DOMAIN: &[u8] = b"dstack-upgrade-v1";
 pub const LENGTH: usize = DOMAIN.len() + 20 + 32 + 3 * 8;
 /// Most signatures of one statement.
 pub const SIGNATURES_MAX: usize = 16;
-/// Most keys that an app may name in `upgrade_keys`.
-pub const KEYS_MAX: usize = 16;
 /// Largest JSON, bytes: a first compose file may be in it, escaped.
 pub const JSON_MAX: usize = 2 * APP_COMPOSE_MAX + 16 * 1024;
 
@@ -46,8 +44,7 @@ pub struct Statement {
 #[serde(deny_unknown_fields)]
 pub struct Signature {
     /// Ed25519 public key.
-    #[serde(with = "hex::serde")]
-    pub key: [u8; 32],
+    pub key: SignerKey,
     /// Ed25519 signature.
     #[serde(with = "hex::serde")]
     pub signature: [u8; 64],
@@ -189,7 +186,7 @@ mod tests {
     fn json_carries_it_with_signatures() {
         let signed = Signed {
             statement: statement(),
-            signatures: vec![Signature { key: [5; 32], signature: [6; 64] }],
+            signatures: vec![Signature { key: SignerKey::from([5; 32]), signature: [6; 64] }],
             first_compose: Some("{}".into()),
         };
         let json = serde_json::to_vec(&signed).unwrap();
@@ -212,7 +209,7 @@ mod tests {
     #[test]
     fn p15_statements_have_limits() {
         assert!(matches!(Signed::parse(&vec![b' '; JSON_MAX + 1]), Err(UpgradeError::TooLarge(_))));
-        let many = vec![Signature { key: [5; 32], signature: [6; 64] }; SIGNATURES_MAX + 1];
+        let many = vec![Signature { key: SignerKey::from([5; 32]), signature: [6; 64] }; SIGNATURES_MAX + 1];
         let signed = Signed { statement: statement(), signatures: many, first_compose: None };
         assert!(matches!(
             Signed::parse(&serde_json::to_vec(&signed).unwrap()),

@@ -1,98 +1,68 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Ed25519 signatures of an app's owner, and ECDSA-P256 signatures of a certificate's key.
+//! Ed25519 signatures of an app's owner: upgrades (T8) and environments (T9).
 
 use crate::{KeyError, Secret};
-use openssl::hash::MessageDigest;
-use openssl::nid::Nid;
-use openssl::pkey::{Id, PKey, Public};
+use dstack_core::ids::SignerKey;
+use openssl::pkey::{Id, PKey};
 use openssl::sign::{Signer, Verifier};
-use zeroize::Zeroizing;
 
-/// The public key of an Ed25519 secret.
+/// A signature.
+pub type Signature = [u8; 64];
+
+/// The public key of a secret.
 ///
 /// # Errors
 /// When the library refuses.
-pub fn public_key(secret: &Secret) -> Result<[u8; 32], KeyError> {
+pub fn public_key(secret: &Secret) -> Result<SignerKey, KeyError> {
     let raw = PKey::private_key_from_raw_bytes(secret.expose(), Id::ED25519)?.raw_public_key()?;
-    raw.as_slice().try_into().map_err(|_| KeyError::Form("an Ed25519 public key has 32 bytes"))
+    <[u8; 32]>::try_from(raw.as_slice())
+        .map(SignerKey::from)
+        .map_err(|_| KeyError::Form("an Ed25519 public key has 32 bytes"))
 }
 
-/// Signs a message with an Ed25519 secret.
+/// Signs a message.
 ///
 /// # Errors
 /// When the library refuses.
-pub fn sign(secret: &Secret, message: &[u8]) -> Result<[u8; 64], KeyError> {
+pub fn sign(secret: &Secret, message: &[u8]) -> Result<Signature, KeyError> {
     let key = PKey::private_key_from_raw_bytes(secret.expose(), Id::ED25519)?;
     let signature = Signer::new_without_digest(&key)?.sign_oneshot_to_vec(message)?;
     signature.as_slice().try_into().map_err(|_| KeyError::Form("an Ed25519 signature has 64 bytes"))
 }
 
-/// Whether an Ed25519 signature over a message is by this key; a key or signature out of form is a no.
-#[must_use]
-pub fn verify(key: &[u8; 32], message: &[u8], signature: &[u8; 64]) -> bool {
-    let checked = PKey::public_key_from_raw_bytes(key, Id::ED25519)
-        .and_then(|key| Verifier::new_without_digest(&key)?.verify_oneshot(signature, message));
-    // A failed check leaves the library's errors in a queue that the next caller would read.
-    drop(openssl::error::ErrorStack::get());
-    checked.unwrap_or(false)
-}
-
-/// Whether an ECDSA-P256-SHA256 signature (ASN.1) over a message is by this key (SubjectPublicKeyInfo, DER).
-#[must_use]
-pub fn verify_p256(public_key: &[u8], message: &[u8], signature: &[u8]) -> bool {
-    let checked = p256_key(public_key).and_then(|key| {
-        Ok(Verifier::new(MessageDigest::sha256(), &key)?.verify_oneshot(signature, message)?)
-    });
-    drop(openssl::error::ErrorStack::get());
-    checked.unwrap_or(false)
-}
-
-/// Signs a message by ECDSA-P256-SHA256 (ASN.1) with a key as PKCS#8 DER.
+/// Whether a key signed a message.
 ///
 /// # Errors
-/// When it is no such key.
-pub fn sign_p256(pkcs8: &Zeroizing<Vec<u8>>, message: &[u8]) -> Result<Vec<u8>, KeyError> {
-    let key = PKey::private_key_from_pkcs8(pkcs8)?;
-    Ok(Signer::new(MessageDigest::sha256(), &key)?.sign_oneshot_to_vec(message)?)
-}
-
-fn p256_key(public_key: &[u8]) -> Result<PKey<Public>, KeyError> {
-    let key = PKey::public_key_from_der(public_key)?;
-    if key.ec_key()?.group().curve_name() == Some(Nid::X9_62_PRIME256V1) {
-        Ok(key)
-    } else {
-        Err(KeyError::Form("the key is not one of P-256"))
-    }
+/// When the library refuses the key; a wrong signature is `false`.
+pub fn verify(key: &SignerKey, message: &[u8], signature: &Signature) -> Result<bool, KeyError> {
+    let key = PKey::public_key_from_raw_bytes(key.as_bytes(), Id::ED25519)?;
+    let good = Verifier::new_without_digest(&key)?.verify_oneshot(signature, message);
+    // The library reports some malformed signatures as errors: they are no signatures either.
+    Ok(good.unwrap_or(false))
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::derive::{p256, pkcs8};
 
+    /// RFC 8032, section 7.1, test 2.
     #[test]
-    fn rfc_8032_vector() {
-        let secret = "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60";
-        let secret = Secret::try_from(hex::decode(secret).unwrap().as_slice()).unwrap();
-        let public = public_key(&secret).unwrap();
-        assert_eq!(hex::encode(public), "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a");
-        let signature = sign(&secret, b"").unwrap();
-        assert!(hex::encode(signature).starts_with("e5564300c360ac729086e2cc806e828a"));
-        assert!(verify(&public, b"", &signature));
-        let mut other = signature;
-        other[0] ^= 1;
-        assert!(!verify(&public, b"", &other) && !verify(&public, b"x", &signature));
-        assert!(!verify(&[0xff; 32], b"", &signature));
-    }
-
-    #[test]
-    fn p256_signatures_are_by_the_key() {
-        let scalar = Secret::from([0x11; 32]);
-        let public = p256(&scalar).unwrap().public_key_to_der().unwrap();
-        let signature = sign_p256(&pkcs8(&scalar).unwrap(), b"message").unwrap();
-        assert!(verify_p256(&public, b"message", &signature));
-        assert!(!verify_p256(&public, b"other", &signature) && !verify_p256(b"x", b"message", &signature));
-        assert!(!verify_p256(&public, b"message", b""));
+    fn published_vector() {
+        let secret = hex::decode("4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb").unwrap();
+        let secret = Secret::try_from(secret.as_slice()).unwrap();
+        let key = public_key(&secret).unwrap();
+        assert_eq!(key.to_string(), "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c");
+        let signature = sign(&secret, &[0x72]).unwrap();
+        let expected = "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da\
+                        085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00";
+        assert_eq!(hex::encode(signature), expected);
+        assert!(verify(&key, &[0x72], &signature).unwrap());
+        assert!(!verify(&key, &[0x73], &signature).unwrap());
+        for at in 0..64 {
+            let mut other = signature;
+            other[at] ^= 1;
+            assert!(!verify(&key, &[0x72], &other).unwrap(), "{at}");
+        }
+        assert!(!verify(&key, &[0x72], &[0xff; 64]).unwrap());
     }
 }

@@ -2,7 +2,11 @@
 //! The encrypted environment: ephemeral X25519 key (32) ‖ IV (12) ‖ AES-256-GCM ciphertext and tag.
 //!
 //! The plaintext is `{"env":[{"key":K,"value":V},…]}`. The format is the original's; it names no sender and binds no
-//! app, so a signature beside it does (trust rule T9).
+//! app, so a signature beside it does (trust rule T9): [`sign`] and [`verify`].
+
+mod sender;
+
+pub use sender::{SenderError, Sent, sign, verify};
 
 use crate::derive::x25519_public;
 use crate::{KeyError, Secret};

@@ -5,12 +5,14 @@
 //!
 //! - [`secret`]: 32 bytes that are wiped and never printed
 //! - [`derive`]: HKDF, and each key of an app
-//! - [`ed25519`]: signatures of an app's owner
+//! - [`ecdsa`]: signatures of a certificate's key
 //! - [`sign`]: recoverable secp256k1 signatures
-//! - [`env`]: the encrypted environment
+//! - [`ed25519`]: signatures of an app's owner
+//! - [`env`]: the encrypted environment and its sender
 //! - [`handover`]: what the boot hands over to the guest agent
 
 pub mod derive;
+pub mod ecdsa;
 pub mod ed25519;
 pub mod env;
 pub mod handover;

@@ -4,6 +4,7 @@
 use super::api::Api;
 use super::{actions, export, options};
 use crate::engine::vm::Vm;
+use dstack_core::config_disk::File;
 use dstack_core::spec::{Protocol, Vsock};
 use dstack_service::api::teepod1::{Error, ImageRow, OwnedOptions, VmRow};
 use std::sync::Arc;
@@ -144,6 +145,18 @@ impl Manager {
     async fn get_vm(&self, name: String, #[zbus(header)] call: Header<'_>) -> Result<OwnedObjectPath, Error> {
         self.api.allow(&call, actions::INSPECT_VMS, &name).await?;
         export::path(&self.api.engine.get(&name)?.name)
+    }
+
+    /// The exact bytes of a VM's app-compose.json.
+    #[zbus(out_args("app_compose"))]
+    async fn get_app_compose(
+        &self,
+        name: String,
+        #[zbus(header)] call: Header<'_>,
+    ) -> Result<Vec<u8>, Error> {
+        self.api.allow(&call, actions::INSPECT_VMS, &name).await?;
+        let vm = self.api.engine.get(&name)?;
+        Ok(self.api.engine.files(&vm).await?.remove(&File::AppCompose).unwrap_or_default())
     }
 
     /// A two-way stream of the VM's serial console.

@@ -206,6 +206,8 @@ async fn upgrade_and_resize() {
     let files = dstack_core::config_disk::parse(&disk).unwrap();
     assert_eq!(files[&dstack_core::config_disk::File::AppCompose], compose.as_bytes());
     assert_eq!(files[&dstack_core::config_disk::File::EncryptedEnv], [1, 2, 3]);
+    assert_eq!(world.manager.get_app_compose("a").await.unwrap(), compose.as_bytes());
+    assert!(matches!(world.manager.get_app_compose("b").await, Err(Error::NoSuchVm(_))));
 
     let resize = |pairs: &[(&'static str, Variant<'static>)]| world.manager.resize_vm("a", options(pairs));
     assert!(matches!(resize(&[("vcpus", 2_u32.into())]).await, Err(Error::VmRunning(_))));

@@ -102,6 +102,8 @@ pub trait Manager {
     fn list_vms(&self) -> Result<Vec<VmRow>, Error>;
     /// The object of a VM, by name or id.
     fn get_vm(&self, name: &str) -> Result<OwnedObjectPath, Error>;
+    /// The exact bytes of a VM's `app-compose.json`.
+    fn get_app_compose(&self, name: &str) -> Result<Vec<u8>, Error>;
     /// A two-way stream of the VM's serial console.
     fn open_console(&self, name: &str) -> Result<OwnedFd, Error>;
     /// Calls the guest API (`Info`, `SysInfo`, `NetworkInfo`, `ListContainers`, `Shutdown`); returns its JSON.
