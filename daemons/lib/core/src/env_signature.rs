@@ -59,11 +59,16 @@ impl EnvSignature {
     }
 }
 
-/// What is signed: domain, app id, compose hash, `seq` (big endian), SHA-256 of the encrypted environment.
+/// SHA-256 of an encrypted environment.
 #[must_use]
-pub fn message(app: &AppId, compose: &ComposeHash, seq: u64, blob: &[u8]) -> Vec<u8> {
-    let digest: [u8; 32] = Sha256::digest(blob).into();
-    [DOMAIN, app.as_bytes(), compose.as_bytes(), &seq.to_be_bytes(), &digest].concat()
+pub fn digest(blob: &[u8]) -> [u8; 32] {
+    Sha256::digest(blob).into()
+}
+
+/// What is signed: domain, app id, compose hash, `seq` (big endian), [`digest`] of the encrypted environment.
+#[must_use]
+pub fn message(app: &AppId, compose: &ComposeHash, seq: u64, digest: &[u8; 32]) -> Vec<u8> {
+    [DOMAIN, app.as_bytes(), compose.as_bytes(), &seq.to_be_bytes(), digest].concat()
 }
 
 #[cfg(test)]
@@ -92,11 +97,11 @@ mod tests {
     #[test]
     fn t09_the_message_has_one_reading() {
         let (app, hash) = (AppId::from([1; 20]), ComposeHash::from([2; 32]));
-        let bytes = message(&app, &hash, 3, b"blob");
+        let bytes = message(&app, &hash, 3, &super::digest(b"blob"));
         // sha256("blob"), computed apart.
-        let digest = "fa2c8cc4f28176bbeed4b736df569a34c79cd3723e9ec42f9674b4d46ac6b8b8";
+        let expected_digest = "fa2c8cc4f28176bbeed4b736df569a34c79cd3723e9ec42f9674b4d46ac6b8b8";
         let expected = format!(
-            "{}{}{}0000000000000003{digest}",
+            "{}{}{}0000000000000003{expected_digest}",
             hex::encode("dstack-env-v1"),
             "01".repeat(20),
             "02".repeat(32)

@@ -10,12 +10,14 @@
 //! - [`ed25519`]: signatures of an app's owner
 //! - [`env`]: the encrypted environment and its sender
 //! - [`handover`]: what the boot hands over to the guest agent
+//! - [`keyfile`]: keys of an app's owner as PEM
 
 pub mod derive;
 pub mod ecdsa;
 pub mod ed25519;
 pub mod env;
 pub mod handover;
+pub mod keyfile;
 pub mod secret;
 pub mod sign;
 

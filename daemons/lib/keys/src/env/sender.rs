@@ -2,7 +2,7 @@
 //! Who sent an encrypted environment (T9): a signature beside the blob, by the key that the measured compose names.
 
 use crate::{KeyError, Secret, ed25519};
-use dstack_core::env_signature::{EnvSignature, EnvSignatureError, message};
+use dstack_core::env_signature::{EnvSignature, EnvSignatureError, digest, message};
 use dstack_core::ids::{AppId, ComposeHash, SignerKey};
 
 /// What an environment is sent to, and which one it is.
@@ -12,8 +12,20 @@ pub struct Sent<'a> {
     pub app: &'a AppId,
     /// The compose file it goes with.
     pub compose: &'a ComposeHash,
-    /// The encrypted environment.
-    pub blob: &'a [u8],
+    /// SHA-256 of the encrypted environment.
+    pub digest: [u8; 32],
+}
+
+impl<'a> Sent<'a> {
+    /// This encrypted environment, for this app and compose file.
+    #[must_use]
+    pub fn new(app: &'a AppId, compose: &'a ComposeHash, blob: &[u8]) -> Self {
+        Self { app, compose, digest: digest(blob) }
+    }
+
+    fn message(&self, seq: u64) -> Vec<u8> {
+        message(self.app, self.compose, seq, &self.digest)
+    }
 }
 
 /// Why the sender of an environment is not the one it should be.
@@ -40,7 +52,7 @@ pub enum SenderError {
 /// # Errors
 /// When the cryptographic library refuses.
 pub fn sign(key: &Secret, sent: &Sent<'_>, seq: u64) -> Result<Vec<u8>, KeyError> {
-    let signature = ed25519::sign(key, &message(sent.app, sent.compose, seq, sent.blob))?;
+    let signature = ed25519::sign(key, &sent.message(seq))?;
     Ok(EnvSignature { seq, signature }.to_bytes())
 }
 
@@ -53,11 +65,7 @@ pub fn verify(signer: &SignerKey, sent: &Sent<'_>, file: &[u8]) -> Result<u64, S
         return Err(SenderError::Missing);
     }
     let EnvSignature { seq, signature } = EnvSignature::parse(file)?;
-    if ed25519::verify(signer, &message(sent.app, sent.compose, seq, sent.blob), &signature)? {
-        Ok(seq)
-    } else {
-        Err(SenderError::Forged)
-    }
+    if ed25519::verify(signer, &sent.message(seq), &signature)? { Ok(seq) } else { Err(SenderError::Forged) }
 }
 
 #[cfg(test)]
@@ -69,7 +77,7 @@ mod tests {
         let key = Secret::from([9; 32]);
         let signer = ed25519::public_key(&key).unwrap();
         let (app, compose) = (AppId::from([1; 20]), ComposeHash::from([2; 32]));
-        let sent = Sent { app: &app, compose: &compose, blob: b"sealed" };
+        let sent = Sent::new(&app, &compose, b"sealed");
         let file = sign(&key, &sent, 7).unwrap();
         assert_eq!(verify(&signer, &sent, &file).unwrap(), 7);
         let stranger = ed25519::public_key(&Secret::from([8; 32])).unwrap();
@@ -78,7 +86,7 @@ mod tests {
         for other in [
             Sent { app: &other_app, ..sent },
             Sent { compose: &other_compose, ..sent },
-            Sent { blob: b"swapped", ..sent },
+            Sent::new(&app, &compose, b"swapped"),
         ] {
             assert!(matches!(verify(&signer, &other, &file), Err(SenderError::Forged)), "{other:?}");
         }
