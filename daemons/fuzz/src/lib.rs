@@ -5,6 +5,8 @@
 //! short smoke run over mutated samples in every `cargo nextest run`, and coverage-guided under libFuzzer
 //! (`libfuzzer/README.md`).
 
+pub mod measure;
+
 use dstack_core::{
     boot, ccel, client_hello, compose, config_disk, csr, env, env_signature, event_log, home, ids, image,
     luks, quote_sim_wire, sni, spec, upgrade,
@@ -44,6 +46,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "upgrade", run: upgrade, samples: upgrade_samples },
     Target { name: "ids", run: ids, samples: id_samples },
     Target { name: "luks", run: luks, samples: luks_samples },
+    Target { name: "tdvf", run: measure::tdvf, samples: measure::tdvf_samples },
+    Target { name: "uki", run: measure::uki, samples: measure::uki_samples },
 ];
 
 /// Whatever parses as a config disk is exactly what the writer makes of it.

@@ -18,6 +18,7 @@
 //! - [`home`]: the packets between teepod and a running dstack-vm
 //! - [`qemu`]: the command line of QEMU
 //! - [`qemu_probe`]: what a host can run
+//! - [`measure`]: what a TD measures before its kernel runs
 //! - [`quote_sim_wire`]: frames between a guest and the simulated TEE
 
 pub mod boot;
@@ -34,6 +35,7 @@ pub mod ids;
 pub mod image;
 pub mod limits;
 pub mod luks;
+pub mod measure;
 pub mod qemu;
 pub mod qemu_probe;
 pub mod quote_sim_wire;
