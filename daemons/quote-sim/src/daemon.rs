@@ -2,6 +2,8 @@
 //! The start order and the main loop.
 
 use crate::identity::{BusHost, Caller};
+use crate::measurer::Measurer;
+use crate::pccs;
 use crate::registry::Registry;
 use crate::server::Tee;
 use crate::store::{self, KEYS, StoreError};
@@ -19,6 +21,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
+use time::OffsetDateTime;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -35,11 +38,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 pub struct Settings {
     /// Directory of the images, as teepod keeps them.
     pub images_directory: PathBuf,
+    /// What teepod boots images with that bring no firmware: its `cvm.firmware`.
+    pub firmware: PathBuf,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { images_directory: "/var/lib/dstack/images".into() }
+        Self { images_directory: "/var/lib/dstack/images".into(), firmware: "/usr/share/ovmf/OVMF.fd".into() }
     }
 }
 
@@ -80,23 +85,32 @@ fn start() -> Result<(), StartError> {
     let mut sockets = Sockets::take()?;
     let mut doors = sockets.named("vsock");
     doors.push(sockets.one("unix")?);
+    let web = sockets.named("pccs");
     let root = store::parse(&credentials::read(KEYS)?)?;
     let directory = std::env::var_os("RUNTIME_DIRECTORY").ok_or(StartError::NoDirectory)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let host = BusHost::new(zbus::Connection::system().await?, settings.images_directory);
+        let measurer = Measurer::new(settings.images_directory, settings.firmware);
+        let host = BusHost::new(zbus::Connection::system().await?, measurer);
         let tee = Arc::new(Tee::new(root, host, Registry::new(directory.into())));
-        main_loop(&tee, doors).await
+        main_loop(&tee, doors, web).await
     })
 }
 
-async fn main_loop(tee: &Arc<Tee<BusHost>>, doors: Vec<OwnedFd>) -> Result<(), StartError> {
+async fn main_loop(
+    tee: &Arc<Tee<BusHost>>,
+    doors: Vec<OwnedFd>,
+    web: Vec<OwnedFd>,
+) -> Result<(), StartError> {
     let mut signals = Signals::new()?;
     let mut watchdog = Watchdog::from_env();
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let mut accepting = JoinSet::new();
     for door in doors {
         accepting.spawn(accept(Listener::from_fd(door)?, Arc::clone(tee), Arc::clone(&slots)));
+    }
+    for door in web {
+        accepting.spawn(accept_web(Listener::from_fd(door)?, Arc::clone(tee), Arc::clone(&slots)));
     }
     lifecycle::ready(&format!("Test root {}; its quotes protect nothing", tee.fingerprint()));
     loop {
@@ -125,6 +139,25 @@ async fn accept(listener: Listener, tee: Arc<Tee<BusHost>>, slots: Arc<Semaphore
             if let Err(error) = tee.serve(stream, caller, alive).await {
                 tracing::debug!("connection of {caller:?} ended: {error}");
             }
+            drop(slot);
+        });
+    }
+}
+
+/// The same for those who want collateral as a PCCS gives it; who they are does not matter.
+async fn accept_web(listener: Listener, tee: Arc<Tee<BusHost>>, slots: Arc<Semaphore>) {
+    let mut serving = JoinSet::new();
+    loop {
+        while serving.try_join_next().is_some() {}
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let tee = Arc::clone(&tee);
+        serving.spawn(async move {
+            pccs::serve(stream, || tee.collateral(OffsetDateTime::now_utc()).map_err(|e| e.to_string()))
+                .await;
             drop(slot);
         });
     }

@@ -8,6 +8,8 @@
 //! - [`quote`]: a TD report's fields and the quote over them
 //! - [`collateral`]: what a provisioning certificate cache would serve
 //! - [`launched`]: the registers of a VM at launch
+//! - [`measurer`]: what images measure, each computed once
+//! - [`pccs`]: collateral over HTTP
 //! - [`registry`]: the registers of the VMs that run
 //! - [`identity`]: which VM a caller is
 //! - [`server`]: answers to guests
@@ -19,6 +21,8 @@ pub mod daemon;
 mod der;
 pub mod identity;
 pub mod launched;
+pub mod measurer;
+pub mod pccs;
 pub mod pki;
 pub mod quote;
 pub mod registry;

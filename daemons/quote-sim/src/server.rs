@@ -2,7 +2,7 @@
 //! Answers guests: frames in, frames out. Everything but collateral needs to be a running VM of teepod.
 
 use crate::SimError;
-use crate::collateral::Claims;
+use crate::collateral::{Claims, Collateral};
 use crate::identity::{Caller, Host, IdentityError};
 use crate::pki::TestRoot;
 use crate::quote::TdReport;
@@ -48,7 +48,7 @@ pub struct Tee<H> {
     host: H,
     registry: Mutex<Registry>,
     /// The last collateral and when it was signed: one entry, whoever asks.
-    collateral: Mutex<Option<(OffsetDateTime, serde_json::Value)>>,
+    collateral: Mutex<Option<(OffsetDateTime, Collateral)>>,
 }
 
 impl<H: Host> Tee<H> {
@@ -144,15 +144,25 @@ impl<H: Host> Tee<H> {
     }
 
     fn certified(&self, now: OffsetDateTime) -> Result<Certified, Refusal> {
+        let collateral = serde_json::to_value(self.collateral(now)?)?;
+        Ok(Certified { collateral, root: self.root.certificate_pem().to_owned() })
+    }
+
+    /// The collateral in force, signed again when it is an hour old.
+    ///
+    /// # Errors
+    /// [`SimError`] when it cannot be signed.
+    pub fn collateral(&self, now: OffsetDateTime) -> Result<Collateral, SimError> {
         let mut cached = lock(&self.collateral);
         let fresh = |signed: OffsetDateTime| signed <= now && now - signed < COLLATERAL_AGE;
-        let collateral = match cached.take() {
-            Some((signed, collateral)) if fresh(signed) => (signed, collateral),
-            _ => (now, serde_json::to_value(self.root.collateral(&Claims::up_to_date(now))?)?),
-        };
-        let value = collateral.1.clone();
-        *cached = Some(collateral);
-        Ok(Certified { collateral: value, root: self.root.certificate_pem().to_owned() })
+        if let Some((signed, collateral)) = cached.as_ref()
+            && fresh(*signed)
+        {
+            return Ok(collateral.clone());
+        }
+        let collateral = self.root.collateral(&Claims::up_to_date(now))?;
+        *cached = Some((now, collateral.clone()));
+        Ok(collateral)
     }
 }
 

@@ -31,14 +31,8 @@ impl Host for FakeHost {
     }
 
     async fn launched(&self, name: &VmName) -> Result<Launched, IdentityError> {
-        Ok(Launched {
-            firmware: None,
-            uki: [2; 32],
-            root_hash: [3; 32],
-            vcpus: 1,
-            memory: 1 << 30,
-            compose_hash: ComposeHash::of(name.as_str().as_bytes()),
-        })
+        let compose_hash = ComposeHash::of(name.as_str().as_bytes());
+        Ok(Launched { measured: [[1; 48], [2; 48], [3; 48], [4; 48]], compose_hash })
     }
 }
 

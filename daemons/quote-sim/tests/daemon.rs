@@ -157,6 +157,9 @@ fn image(images: &Path) {
     std::fs::write(directory.join("metadata.json"), metadata).unwrap();
     let sums = ["metadata.json", "r", "u"].map(|name| format!("{}  {name}\n", "02".repeat(32))).concat();
     std::fs::write(directory.join("sha256sum.txt"), sums).unwrap();
+    let target = dstack_fuzz::TARGETS.iter().find(|t| t.name == "uki").unwrap();
+    std::fs::write(directory.join("u"), (target.samples)().remove(0)).unwrap();
+    std::fs::write(images.join("firmware"), "bios").unwrap();
 }
 
 struct World {
@@ -176,8 +179,8 @@ impl World {
         }
         image(&dir.path().join("images"));
         let images = dir.path().join("images").display().to_string();
-        std::fs::write(dir.path().join("etc/quote-sim.toml"), format!("images_directory = {images:?}\n"))
-            .unwrap();
+        let settings = format!("images_directory = {images:?}\nfirmware = \"{images}/firmware\"\n");
+        std::fs::write(dir.path().join("etc/quote-sim.toml"), settings).unwrap();
         let made = Command::new(PROGRAM).arg("--make-root").arg(dir.path().join("root")).output().unwrap();
         assert!(made.status.success() && made.stdout.len() == 17, "{made:?}");
         let (bus, address) = bus(dir.path());
