@@ -4,6 +4,7 @@
 //! Collateral is signed, so neither the cache nor the server need be trusted. When nobody answers, what is cached goes
 //! on being used; the verifier refuses it once it has expired.
 
+use crate::floor::Floors;
 use crate::peer::BoxFuture;
 use dcap_qvl::intel::quote_fmspc;
 use dcap_qvl::quote::Quote;
@@ -124,6 +125,7 @@ pub struct Cache {
     directory: Option<PathBuf>,
     fetch: Box<dyn Fetch>,
     entries: Mutex<HashMap<PlatformId, Entry>>,
+    floors: Floors,
 }
 
 impl std::fmt::Debug for Cache {
@@ -136,7 +138,14 @@ impl Cache {
     /// A cache with files in `directory`, or in memory alone.
     #[must_use]
     pub fn new(directory: Option<PathBuf>, fetch: impl Fetch) -> Self {
-        Self { directory, fetch: Box::new(fetch), entries: Mutex::new(HashMap::new()) }
+        let floors = Floors::load(directory.clone());
+        Self { directory, fetch: Box::new(fetch), entries: Mutex::new(HashMap::new()), floors }
+    }
+
+    /// What was verified before, below which nothing falls.
+    #[must_use]
+    pub const fn floors(&self) -> &Floors {
+        &self.floors
     }
 
     /// Collateral for a quote's platform: fresh where it can be had, cached otherwise.
@@ -144,7 +153,18 @@ impl Cache {
     /// # Errors
     /// [`SourceError`] when nobody answers and none is cached.
     pub async fn get(&self, quote: &[u8], now: SystemTime) -> Result<Arc<Collateral>, SourceError> {
-        let platform = PlatformId::of(quote)?;
+        self.of_platform(PlatformId::of(quote)?, now).await
+    }
+
+    /// The same for a platform.
+    ///
+    /// # Errors
+    /// [`SourceError::Unavailable`].
+    pub async fn of_platform(
+        &self,
+        platform: PlatformId,
+        now: SystemTime,
+    ) -> Result<Arc<Collateral>, SourceError> {
         let mut entries = self.entries.lock().await;
         let known = entries.get(&platform).cloned().or_else(|| self.read(platform));
         let wants =
@@ -175,10 +195,41 @@ impl Cache {
         failed
     }
 
+    /// Asks for everything again every [`REFRESH_AGE`], beginning with what an earlier run left, until it is dropped;
+    /// `failed` is told how many could not be had. A daemon runs this beside its work.
+    pub async fn keep_fresh(&self, failed: impl Fn(usize) + Send) {
+        self.adopt().await;
+        let mut timer = tokio::time::interval(REFRESH_AGE);
+        timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            timer.tick().await;
+            let count = self.refresh(SystemTime::now()).await;
+            if count > 0 {
+                failed(count);
+            }
+        }
+    }
+
+    /// Reads what an earlier run left.
+    pub async fn adopt(&self) {
+        let files = self.directory.iter().filter_map(|d| std::fs::read_dir(d).ok()).flatten().flatten();
+        let platforms: Vec<PlatformId> = files.filter_map(|entry| platform_of_file(&entry.path())).collect();
+        let mut entries = self.entries.lock().await;
+        for platform in platforms.into_iter().take(PLATFORMS_MAX) {
+            if let (false, Some(entry)) = (entries.contains_key(&platform), self.read(platform)) {
+                self.insert(&mut entries, platform, entry);
+            }
+        }
+    }
+
     async fn ask(&self, platform: PlatformId, now: SystemTime) -> Result<Entry, String> {
         let fetched = tokio::time::timeout(FETCH_TIMEOUT, self.fetch.fetch(platform)).await;
         let json = fetched.map_err(|_| format!("no answer within {} s", FETCH_TIMEOUT.as_secs()))??;
         let collateral = parse(&json).map_err(|e| e.to_string())?;
+        let (number, least) = (collateral.evaluation_number(), self.floors.of(platform).evaluation_number);
+        if number < least {
+            return Err(format!("it is of TCB evaluation {number}, and {least} was verified before"));
+        }
         if let Some(directory) = &self.directory {
             // A full disk must not stop verification; the next fetch writes again.
             drop(replace(&directory.join(format!("{platform}.json")), &json));
@@ -210,6 +261,12 @@ impl Cache {
     }
 }
 
+fn platform_of_file(path: &Path) -> Option<PlatformId> {
+    let mut platform = [0; 6];
+    hex::decode_to_slice(path.file_name()?.to_str()?.strip_suffix(".json")?, &mut platform).ok()?;
+    Some(PlatformId(platform))
+}
+
 fn parse(json: &[u8]) -> Result<Arc<Collateral>, CollateralError> {
     Collateral::parse(json).map(Arc::new)
 }
@@ -220,7 +277,7 @@ fn older(then: SystemTime, age: Duration, now: SystemTime) -> bool {
 }
 
 /// Replaces a file: unique temporary name in the same directory, sync, rename.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let unique = (std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
     let temporary = path.with_extension(format!("new-{}-{}", unique.0, unique.1));

@@ -8,17 +8,22 @@
 //! - [`tls`]: identities and configurations of both sides
 //! - [`peer`]: rules for a peer, and what is known about it afterwards
 //! - [`collateral`]: collateral by platform, cached on disk, usable offline
+//! - [`floor`]: what was verified never falls
+//! - [`pccs`]: collateral over HTTP, as Intel and its caches serve it
 //! - [`server`]: the bounded accept loop
 //! - [`client`]: one call to a judged server
 
 pub mod client;
 pub mod collateral;
+pub mod floor;
+pub mod pccs;
 pub mod peer;
 pub mod server;
 pub mod tls;
 
 pub use client::{ConnectError, Connection, connect};
 pub use collateral::{Cache, Fetch, PlatformId};
+pub use pccs::Pccs;
 pub use peer::{Anchor, Peer, PeerError, Rules, Side, Verifier};
 pub use server::{Server, Session, serve};
 pub use tls::Identity;

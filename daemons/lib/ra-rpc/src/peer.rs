@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a peer must show, and what is known about it once it has.
 
-use crate::collateral::{Cache, SourceError};
+use crate::collateral::{Cache, PlatformId, SourceError};
 use crate::tls::CHAIN_MAX;
 use dstack_core::event_log::Milestone;
 use dstack_core::ids::AppId;
@@ -223,10 +223,10 @@ impl Verifier {
         Self { clock, ..self }
     }
 
-    /// The time by its clock, seconds since 1970.
+    /// The time by its clock, and never before what was verified (trust rule T12), seconds since 1970.
     #[must_use]
     pub fn now(&self) -> u64 {
-        (self.clock)()
+        (self.clock)().max(self.collateral.floors().not_earlier_than())
     }
 
     /// The collateral, to be refreshed by a timer.
@@ -274,8 +274,11 @@ impl Verifier {
         let milestone = if let Needs::Evidence(milestone) = needs { milestone } else { None };
         let expect = Expect { report_data: Some(report_data(&claims.public_key)), milestone };
         let slot = Arc::clone(&self.slots).acquire_owned().await.map_err(|_| PeerError::Cut)?;
-        let collateral = self.collateral.get(&quote, UNIX_EPOCH + Duration::from_secs(now)).await?;
-        let (roots, policy) = (self.roots.clone(), self.policy.clone());
+        let platform = PlatformId::of(&quote)?;
+        let collateral = self.collateral.of_platform(platform, UNIX_EPOCH + Duration::from_secs(now)).await?;
+        let (roots, mut policy) = (self.roots.clone(), self.policy.clone());
+        let floor = self.collateral.floors().of(platform);
+        policy.min_evaluation_number = policy.min_evaluation_number.max(floor.evaluation_number);
         let work = tokio::task::spawn_blocking(move || {
             let evidence = Evidence { quote: &quote, event_log: &log, collateral: &collateral };
             let verdict = verify(&evidence, &roots, &policy, &expect, now);
@@ -283,6 +286,7 @@ impl Verifier {
             verdict
         });
         let verdict = work.await.map_err(|_| PeerError::Cut)??;
+        self.collateral.floors().raise(platform, &verdict);
         if verdict.passed() {
             Ok(Some(Arc::new(verdict)))
         } else {

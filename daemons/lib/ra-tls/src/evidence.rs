@@ -45,4 +45,15 @@ impl Collateral {
         }
         Ok(Self(serde_json::from_slice(json)?))
     }
+
+    /// The number of the TCB evaluation that its text names, zero when it names none. Not verified.
+    #[must_use]
+    pub fn evaluation_number(&self) -> u32 {
+        #[derive(serde::Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Text {
+            tcb_evaluation_data_number: u32,
+        }
+        serde_json::from_str::<Text>(&self.0.tcb_info).map_or(0, |text| text.tcb_evaluation_data_number)
+    }
 }
