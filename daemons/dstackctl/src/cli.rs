@@ -2,6 +2,7 @@
 //! The command line. Man pages and shell completions are generated from these types.
 
 use crate::cli_deploy::{Deploy, Upgrade};
+use crate::cli_kms::{AppCommand, KmsCommand};
 use crate::quantity::{PortArg, parse_duration, parse_port, parse_size};
 use clap::{Args, Parser, Subcommand, ValueHint};
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ Exit status:
   0  done
   1  failed
   2  the command line is wrong
-  3  no such VM, image or container
+  3  no such VM, image, container, upgrade or key service
   4  not allowed
   5  took too long
   130  interrupted by Ctrl-C
@@ -20,6 +21,7 @@ Exit status:
 Examples:
   dstackctl doctor
   dstackctl deploy docker-compose.yaml -p 8080:80
+  dstackctl deploy docker-compose.yaml --env-file .env
   dstackctl vm list
   dstackctl logs NAME CONTAINER -f";
 
@@ -69,6 +71,12 @@ pub enum Command {
     /// Manage guest images
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Manage keys: this host's key service, and those that you trust
+    #[command(subcommand)]
+    Kms(KmsCommand),
+    /// Keys and statements of an app's owner
+    #[command(subcommand)]
+    App(AppCommand),
     /// Show the logs of an app's containers, or of its VM
     Logs(Logs),
     /// Check that this host can run VMs, and say what to mend

@@ -7,15 +7,21 @@ use dstack_core::ids::{AppId, VmName};
 use std::path::PathBuf;
 
 /// Where an app's keys come from.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum KeyProvider {
     /// No key service: disk and keys are fresh at each boot
-    #[default]
     None,
     /// A key service that checks the VM's quote
     Kms,
-    /// A key provider on the host
-    Local,
+}
+
+/// What a data disk that was put back does to the boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Rollback {
+    /// End it
+    Refuse,
+    /// Go on and say so
+    Warn,
 }
 
 /// What starts the app.
@@ -37,7 +43,7 @@ pub struct Document {
     /// Pull images of Docker Hub from this mirror; may be repeated
     #[arg(long, value_name = "URL", help_heading = "What is measured")]
     pub registry_mirror: Vec<String>,
-    /// Log in to a private registry; needs --docker-token-key and a key service
+    /// Log in to a private registry in the VM; needs --docker-token-key and a key service
     #[arg(
         long,
         value_name = "USER[@REGISTRY]",
@@ -69,15 +75,37 @@ pub struct Document {
     /// Keep load and containers inside the VM
     #[arg(long, help_heading = "What is measured")]
     pub no_public_sysinfo: bool,
-    /// Where the app's keys come from
-    #[arg(long, value_enum, default_value_t, help_heading = "What is measured")]
-    pub key_provider: KeyProvider,
-    /// Secret for the containers; needs a key service
-    #[arg(short = 'e', long = "env", value_name = "NAME=VALUE", help_heading = "Secrets")]
+    /// Pull exactly the images that the tags name now: write their digests into the compose file
+    #[arg(long, conflicts_with = "allow_tags", help_heading = "What is measured")]
+    pub pin: bool,
+    /// Leave images by tag as they are, although another image may come at the next pull
+    #[arg(long, help_heading = "What is measured")]
+    pub allow_tags: bool,
+    /// Where the app's keys come from; by default from the trusted key service, or from this host's, if there is one
+    #[arg(long, value_enum, help_heading = "Keys and secrets")]
+    pub key_provider: Option<KeyProvider>,
+    /// Which trusted key service: its domain, its URL, or the beginning of its fingerprint; or `local`
+    #[arg(long, value_name = "KMS", help_heading = "Keys and secrets")]
+    pub kms: Option<String>,
+    /// Secret for the containers; a NAME alone takes its value from the environment, which is safer: arguments are seen by
+    /// every user of this machine
+    #[arg(short = 'e', long = "env", value_name = "NAME[=VALUE]", help_heading = "Keys and secrets")]
     pub env: Vec<String>,
-    /// Secrets from a file of NAME=VALUE lines; needs a key service
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Secrets")]
-    pub env_file: Option<PathBuf>,
+    /// Secrets from a file in the form of docker compose's .env; may be repeated
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Keys and secrets")]
+    pub env_file: Vec<PathBuf>,
+    /// Key that signs the secrets, instead of the one that is made at first use
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Keys and secrets")]
+    pub env_signer: Option<PathBuf>,
+    /// Only who holds this key may allow upgrades: 64 hex digits, or a PEM file; may be repeated
+    #[arg(long, value_name = "KEY", help_heading = "Keys and secrets")]
+    pub upgrade_key: Vec<String>,
+    /// What a data disk that was put back to an older state does to the boot; by default nothing
+    #[arg(long, value_enum, help_heading = "Keys and secrets")]
+    pub rollback: Option<Rollback>,
+    /// Ask for keys only once the time is authenticated
+    #[arg(long, help_heading = "Keys and secrets")]
+    pub secure_time: bool,
 }
 
 /// `deploy`.
@@ -86,6 +114,10 @@ pub struct Document {
 #[command(after_help = "\
 FILE is a docker-compose.yaml, from which app-compose.json is built, or an app-compose.json, used byte for byte; \
 - reads standard input.
+
+With a key service the app keeps its disk and keys, and can have secrets: they are encrypted on this machine, for this app \
+alone. Its images are then pinned: the digest of each tag is asked for and measured, unless --allow-tags is given. Without \
+one, nothing survives a restart of the VM.
 
 The app's logs and load are public unless --no-public-logs and --no-public-sysinfo say otherwise: whoever reaches the \
 VM, its host included, can read them.")]
@@ -121,6 +153,10 @@ pub struct Deploy {
 
 /// `vm upgrade`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+App id, disk and keys stay. What the old version says of its key service, of who sends secrets and of who allows upgrades \
+is carried over unless options say otherwise; so are the secrets, on the machine that sent them. The key service must \
+allow the new version: dstackctl kms allow-upgrade, or dstackctl app sign-upgrade by the app's owner.")]
 #[command(group = ArgGroup::new("what").required(true).multiple(true).args(["file", "script"]))]
 pub struct Upgrade {
     /// Name or id of the VM
@@ -131,6 +167,9 @@ pub struct Upgrade {
     /// What goes into app-compose.json.
     #[command(flatten)]
     pub document: Document,
+    /// Take the app's secrets away
+    #[arg(long, conflicts_with_all = ["env", "env_file"])]
+    pub no_secrets: bool,
     /// Restart the VM at once
     #[arg(long)]
     pub restart: bool,

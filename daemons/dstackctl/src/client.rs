@@ -4,6 +4,7 @@
 use crate::agent::Agent;
 use crate::cli::Global;
 use crate::errors::Failure;
+use dstack_service::api::kms1;
 use dstack_service::api::teepod1::{Error, ManagerProxy, VmProxy};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::cell::OnceCell;
@@ -64,12 +65,47 @@ impl Client {
         B: serde::Serialize + zbus::DynamicType,
         R: for<'d> zbus::wire::DynamicDeserialize<'d>,
     {
+        self.call::<_, _, Error>(self.manager.inner(), method, body).await
+    }
+
+    /// The same with the key service of the host.
+    ///
+    /// # Errors
+    /// The daemon's error.
+    pub async fn change_kms<B, R>(&self, method: &'static str, body: &B) -> Result<R, Failure>
+    where
+        B: serde::Serialize + zbus::DynamicType,
+        R: for<'d> zbus::wire::DynamicDeserialize<'d>,
+    {
+        self.call::<_, _, kms1::Error>(self.kms().await?.inner(), method, body).await
+    }
+
+    /// The key service of the host; it is started by its first call.
+    ///
+    /// # Errors
+    /// When the bus failed.
+    pub async fn kms(&self) -> Result<kms1::ManagerProxy<'static>, Failure> {
+        let builder = kms1::ManagerProxy::builder(&self.connection);
+        Ok(builder.cache_properties(zbus::proxy::CacheProperties::No).build().await?)
+    }
+
+    async fn call<B, R, E>(
+        &self,
+        proxy: &zbus::Proxy<'_>,
+        method: &'static str,
+        body: &B,
+    ) -> Result<R, Failure>
+    where
+        B: serde::Serialize + zbus::DynamicType,
+        R: for<'d> zbus::wire::DynamicDeserialize<'d>,
+        E: From<zbus::Error>,
+        Failure: From<E>,
+    {
         let flags = if self.interactive { MethodFlags::ALLOW_INTERACTIVE_AUTH } else { MethodFlags::empty() };
         if self.interactive {
             self.agent.get_or_init(Agent::start);
         }
-        let reply = self.manager.inner().call_with_flags(method, flags, body).await;
-        let reply: Option<R> = reply.map_err(Error::from)?;
+        let reply: Option<R> = proxy.call_with_flags(method, flags, body).await.map_err(E::from)?;
         reply.ok_or_else(|| Failure::new("D-Bus: no reply"))
     }
 

@@ -2,10 +2,11 @@
 //! Builds `app-compose.json`. Its bytes decide the app id, so the order of its keys is fixed: first those of the
 //! original's page in its order, then the later ones.
 
-use crate::cli_deploy::{Document, KeyProvider, Runner};
+use crate::cli_deploy::{Document, Runner};
 use crate::errors::Failure;
-use dstack_core::compose::AppCompose;
-use dstack_core::env;
+use crate::pin;
+use dstack_core::compose::{AppCompose, Rollback};
+use dstack_core::ids::SignerKey;
 use dstack_core::limits::{APP_COMPOSE_MAX, VM_NAME_MAX};
 use serde::{Deserialize, Serialize};
 use std::io::Read;
@@ -31,6 +32,39 @@ pub struct Built {
     pub parsed: AppCompose,
     /// Images that are named by tag, so that another image may come at another pull.
     pub unpinned: Vec<String>,
+}
+
+/// Whom the app trusts; decided before the document is written, since it is measured with the rest.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Trust {
+    /// The key service, hex SPKI of its CA (T3); `None`: no keys.
+    pub key_provider_id: Option<String>,
+    /// Names of the secrets that reach the app, sorted.
+    pub allowed_envs: Vec<String>,
+    /// Who sends them (T9).
+    pub env_signer: Option<SignerKey>,
+    /// Who allows upgrades (T8).
+    pub upgrade_keys: Vec<SignerKey>,
+    /// What an older data disk does (T13).
+    pub rollback: Option<Rollback>,
+    /// Whether keys wait for authenticated time (T12).
+    pub secure_time: bool,
+}
+
+impl Trust {
+    /// What a document says of it.
+    #[must_use]
+    pub fn of(document: &AppCompose) -> Self {
+        let kms = document.key_provider() == dstack_core::compose::KeyProvider::Kms;
+        Self {
+            key_provider_id: kms.then(|| document.key_provider_id.clone()),
+            allowed_envs: document.allowed_envs.clone().unwrap_or_default(),
+            env_signer: document.env_signer,
+            upgrade_keys: document.upgrade_keys.clone(),
+            rollback: document.rollback,
+            secure_time: document.secure_time,
+        }
+    }
 }
 
 /// Reads a file, or standard input for `-`; at most a little more than an `app-compose.json` may have.
@@ -63,25 +97,33 @@ fn read_text(path: &Option<PathBuf>) -> Result<Option<String>, Failure> {
 ///
 /// # Errors
 /// A wrong file or option, with what it needs.
-pub fn build(input: Option<&Input>, name: Option<&str>, options: &Document) -> Result<Built, Failure> {
-    check_secrets(options)?;
+pub fn build(
+    input: Option<&Input>,
+    name: Option<&str>,
+    options: &Document,
+    trust: &Trust,
+) -> Result<Built, Failure> {
     let bytes = match input {
-        Some(input) if is_document(&input.bytes) => {
+        Some(input) if input.is_document() => {
             refuse_changes(options)?;
             input.bytes.clone()
         }
-        _ => from_parts(input, name, options)?,
+        _ => from_parts(input, name, options, trust)?,
     };
     let shown = input.map(|i| format!("{}: ", i.shown)).unwrap_or_default();
     let parsed = AppCompose::parse(&bytes).map_err(|e| Failure::new(format!("{shown}{e}")))?;
-    let unpinned = parsed.docker_compose_file.as_deref().map(unpinned).unwrap_or_default();
+    let unpinned = parsed.docker_compose_file.as_deref().map(pin::unpinned).unwrap_or_default();
     Ok(Built { bytes, parsed, unpinned })
 }
 
-/// Whether this is an `app-compose.json` already: a JSON object with a manifest version.
-fn is_document(bytes: &[u8]) -> bool {
-    let object: Result<serde_json::Map<String, serde_json::Value>, _> = serde_json::from_slice(bytes);
-    object.is_ok_and(|o| o.contains_key("manifest_version") || o.contains_key("docker_compose_file"))
+impl Input {
+    /// Whether this is an `app-compose.json` already: a JSON object with a manifest version.
+    #[must_use]
+    pub fn is_document(&self) -> bool {
+        let object: Result<serde_json::Map<String, serde_json::Value>, _> =
+            serde_json::from_slice(&self.bytes);
+        object.is_ok_and(|o| o.contains_key("manifest_version") || o.contains_key("docker_compose_file"))
+    }
 }
 
 /// The document in the order that decides its hash.
@@ -98,7 +140,7 @@ struct Ordered<'a> {
     public_logs: bool,
     public_sysinfo: bool,
     key_provider: &'static str,
-    allowed_envs: [&'a str; 0],
+    allowed_envs: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
     bash_script: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -107,16 +149,56 @@ struct Ordered<'a> {
     insecure_registries: &'a [String],
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     registry_mirrors: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_provider_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    env_signer: Option<SignerKey>,
+    #[serde(skip_serializing_if = "<[SignerKey]>::is_empty")]
+    upgrade_keys: &'a [SignerKey],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rollback: Option<Rollback>,
+    #[serde(skip_serializing_if = "is_false")]
+    secure_time: bool,
 }
 
-/// `{}`: a login needs a secret, and secrets need a key service.
-#[derive(Serialize)]
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde passes references
+const fn is_false(flag: &bool) -> bool {
+    !*flag
+}
+
+/// `{}` without a login.
+#[derive(Serialize, Default)]
 struct DockerConfig<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     registry: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    username: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_key: Option<&'a str>,
 }
 
-fn from_parts(input: Option<&Input>, name: Option<&str>, options: &Document) -> Result<Vec<u8>, Failure> {
+/// The token of a login is a secret: it must be one that reaches the app.
+fn docker_config<'a>(options: &'a Document, trust: &Trust) -> Result<DockerConfig<'a>, Failure> {
+    let (Some(login), Some(key)) = (&options.docker_login, &options.docker_token_key) else {
+        return Ok(DockerConfig::default());
+    };
+    if !trust.allowed_envs.contains(key) {
+        return Err(Failure::usage(format!("--docker-token-key {key} names no secret of the app")).hint(
+            format!(
+                "give the token as a secret: --env {key}, with {key} in the environment, or --env-file FILE"
+            ),
+        ));
+    }
+    let (username, registry) = login.rsplit_once('@').map_or((login.as_str(), None), |(u, r)| (u, Some(r)));
+    Ok(DockerConfig { registry, username: Some(username), token_key: Some(key) })
+}
+
+fn from_parts(
+    input: Option<&Input>,
+    name: Option<&str>,
+    options: &Document,
+    trust: &Trust,
+) -> Result<Vec<u8>, Failure> {
     let text = input.map(|i| std::str::from_utf8(&i.bytes)).transpose();
     let text = text.map_err(|_| Failure::new("the compose file is not UTF-8 text"))?;
     let derived = name.map(str::to_owned).or_else(|| derive_name(text, input)).ok_or_else(|| {
@@ -137,17 +219,22 @@ fn from_parts(input: Option<&Input>, name: Option<&str>, options: &Document) -> 
         name: &derived,
         runner: if options.runner == Runner::Bash { "bash" } else { "docker-compose" },
         docker_compose_file: text,
-        docker_config: DockerConfig { registry: None },
-        kms_enabled: false,
+        docker_config: docker_config(options, trust)?,
+        kms_enabled: trust.key_provider_id.is_some(),
         tproxy_enabled: false,
         public_logs: !options.no_public_logs,
         public_sysinfo: !options.no_public_sysinfo,
-        key_provider: "none",
-        allowed_envs: [],
+        key_provider: if trust.key_provider_id.is_some() { "kms" } else { "none" },
+        allowed_envs: &trust.allowed_envs,
         bash_script: script,
         pre_launch_script: read_text(&options.pre_launch_script)?,
         insecure_registries: &options.registry_insecure,
         registry_mirrors: &options.registry_mirror,
+        key_provider_id: trust.key_provider_id.as_deref(),
+        env_signer: trust.env_signer,
+        upgrade_keys: &trust.upgrade_keys,
+        rollback: trust.rollback,
+        secure_time: trust.secure_time,
     };
     serde_json::to_vec(&document).map_err(|e| Failure::new(format!("cannot write app-compose.json: {e}")))
 }
@@ -156,12 +243,6 @@ fn from_parts(input: Option<&Input>, name: Option<&str>, options: &Document) -> 
 #[derive(Deserialize)]
 struct ComposeFile {
     name: Option<String>,
-    services: Option<std::collections::BTreeMap<String, Service>>,
-}
-
-#[derive(Deserialize)]
-struct Service {
-    image: Option<String>,
 }
 
 fn derive_name(text: Option<&str>, input: Option<&Input>) -> Option<String> {
@@ -186,37 +267,6 @@ pub fn valid_name(text: &str) -> String {
     name.trim_end_matches('-').to_owned()
 }
 
-fn unpinned(text: &str) -> Vec<String> {
-    let file: Option<ComposeFile> = serde_saphyr::from_str(text).ok();
-    let services = file.and_then(|f| f.services).unwrap_or_default();
-    let images = services.into_values().filter_map(|s| s.image);
-    images.filter(|image| !image.contains("@sha256:")).collect()
-}
-
-/// Checks the names of secrets, then refuses them: there is nobody yet to whom they could be encrypted.
-fn check_secrets(options: &Document) -> Result<(), Failure> {
-    let no_service = "there is no key service in this version, so only --key-provider none is possible";
-    if options.key_provider != KeyProvider::None {
-        return Err(Failure::new(no_service));
-    }
-    let file = read_text(&options.env_file)?.unwrap_or_default();
-    let lines = file.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));
-    for pair in options.env.iter().map(String::as_str).chain(lines) {
-        let (name, value) = pair.split_once('=').ok_or_else(|| {
-            Failure::usage(format!("{:?} is not NAME=VALUE", pair.chars().take(16).collect::<String>()))
-        })?;
-        env::check(name.trim_start_matches("export "), value).map_err(|e| Failure::usage(e.to_string()))?;
-    }
-    if !options.env.is_empty() || options.env_file.is_some() || options.docker_login.is_some() {
-        return Err(Failure::new(format!(
-            "secrets cannot be passed yet: {no_service}, and without a key service \
-             disk and keys are fresh at each boot, so there is no key to encrypt secrets for"
-        ))
-        .hint("put values that are not secret under `environment:` in the compose file"));
-    }
-    Ok(())
-}
-
 /// An `app-compose.json` is used byte for byte: options that would change it are a mistake.
 fn refuse_changes(options: &Document) -> Result<(), Failure> {
     let given = [
@@ -229,6 +279,13 @@ fn refuse_changes(options: &Document) -> Result<(), Failure> {
         ("--no-public-logs", options.no_public_logs),
         ("--public-sysinfo", options.public_sysinfo),
         ("--no-public-sysinfo", options.no_public_sysinfo),
+        ("--pin", options.pin),
+        ("--key-provider", options.key_provider.is_some()),
+        ("--kms", options.kms.is_some()),
+        ("--docker-login", options.docker_login.is_some()),
+        ("--upgrade-key", !options.upgrade_key.is_empty()),
+        ("--rollback", options.rollback.is_some()),
+        ("--secure-time", options.secure_time),
     ];
     match given.into_iter().find(|(_, set)| *set) {
         None => Ok(()),

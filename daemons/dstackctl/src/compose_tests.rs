@@ -22,7 +22,7 @@ fn file(text: &str) -> tempfile::NamedTempFile {
 
 #[test]
 fn golden_bytes() {
-    let built = build(Some(&input(FILE)), Some("hello"), &Document::default()).unwrap();
+    let built = build(Some(&input(FILE)), Some("hello"), &Document::default(), &Trust::default()).unwrap();
     let golden = concat!(
         r#"{"manifest_version":2,"name":"hello","runner":"docker-compose","#,
         r#""docker_compose_file":"services:\n  web:\n    image: nginx:1\n","docker_config":{},"#,
@@ -47,7 +47,7 @@ fn golden_bytes_with_everything() {
         no_public_sysinfo: true,
         ..Document::default()
     };
-    let built = build(None, Some("job"), &options).unwrap();
+    let built = build(None, Some("job"), &options, &Trust::default()).unwrap();
     let golden = concat!(
         r#"{"manifest_version":2,"name":"job","runner":"bash","docker_config":{},"kms_enabled":false,"#,
         r#""tproxy_enabled":false,"public_logs":false,"public_sysinfo":false,"key_provider":"none","#,
@@ -61,11 +61,11 @@ fn golden_bytes_with_everything() {
 fn a_document_is_used_byte_for_byte() {
     let text = "{ \"manifest_version\": 2, \"name\":\"x\", \"runner\":\"docker-compose\",\n\
                 \"docker_compose_file\":\"services: {a: {image: 'b@sha256:00'}}\", \"unknown\": 1 }\n";
-    let built = build(Some(&input(text)), None, &Document::default()).unwrap();
+    let built = build(Some(&input(text)), None, &Document::default(), &Trust::default()).unwrap();
     assert_eq!(built.bytes, text.as_bytes());
     assert!(built.unpinned.is_empty());
     let options = Document { no_public_logs: true, ..Document::default() };
-    let failure = build(Some(&input(text)), None, &options).unwrap_err();
+    let failure = build(Some(&input(text)), None, &options, &Trust::default()).unwrap_err();
     assert!(failure.exit == Exit::Usage && failure.message.contains("--no-public-logs"), "{failure}");
 }
 
@@ -81,11 +81,16 @@ fn names() {
     ] {
         assert_eq!(valid_name(text), name, "{text}");
     }
-    let name = |text: &str| build(Some(&input(text)), None, &Document::default()).unwrap().parsed.name;
+    let name = |text: &str| {
+        build(Some(&input(text)), None, &Document::default(), &Trust::default()).unwrap().parsed.name
+    };
     assert_eq!(name(FILE), "my-app-2");
     assert_eq!(name(&format!("name: Board\n{FILE}")), "board");
     let unnamed = Input { directory: String::new(), ..input(FILE) };
-    assert_eq!(build(Some(&unnamed), None, &Document::default()).unwrap_err().exit, Exit::Usage);
+    assert_eq!(
+        build(Some(&unnamed), None, &Document::default(), &Trust::default()).unwrap_err().exit,
+        Exit::Usage
+    );
 }
 
 #[test]
@@ -96,35 +101,51 @@ fn wrong_input_is_named() {
         ("a: b", "services"),
         ("{\"manifest_version\": 7, \"name\": \"x\", \"runner\": \"bash\"}", "manifest_version"),
     ] {
-        let failure = build(Some(&input(text)), Some("x"), &Document::default()).unwrap_err();
+        let failure =
+            build(Some(&input(text)), Some("x"), &Document::default(), &Trust::default()).unwrap_err();
         assert!(failure.message.contains(part), "{text}: {failure}");
     }
     let big = format!("services:\n  a:\n    image: {}\n", "x".repeat(APP_COMPOSE_MAX));
     assert!(
-        build(Some(&input(&big)), Some("x"), &Document::default()).unwrap_err().message.contains("larger")
+        build(Some(&input(&big)), Some("x"), &Document::default(), &Trust::default())
+            .unwrap_err()
+            .message
+            .contains("larger")
     );
 }
 
 #[test]
-fn t24_secrets_are_refused_without_a_key_service() {
-    let options =
-        |env: &[&str]| Document { env: env.iter().map(|s| (*s).to_owned()).collect(), ..Document::default() };
-    let refused = |options: &Document| build(Some(&input(FILE)), Some("x"), options).unwrap_err();
-    let failure = refused(&options(&["A=1"]));
-    assert!(failure.message.contains("--key-provider"), "{failure}");
-    assert!(failure.message.contains("fresh at each boot"), "{failure}");
-    let kms = Document { key_provider: KeyProvider::Kms, ..Document::default() };
-    assert!(refused(&kms).message.contains("--key-provider none"));
-    let secrets = file("# comment\n\nexport A=1\nB=2\n");
-    let from_file = Document { env_file: Some(secrets.path().to_owned()), ..Document::default() };
-    assert!(refused(&from_file).message.contains("--key-provider"));
-}
-
-#[test]
-fn t10_reserved_environment_names_are_named_first() {
-    for (pair, part) in [("LD_PRELOAD=x", "reserved"), ("1A=x", "not allowed"), ("NOVALUE", "NAME=VALUE")] {
-        let options = Document { env: vec![pair.to_owned()], ..Document::default() };
-        let failure = build(Some(&input(FILE)), Some("x"), &options).unwrap_err();
-        assert!(failure.exit == Exit::Usage && failure.message.contains(part), "{pair}: {failure}");
-    }
+fn t03_t08_t09_golden_bytes_with_a_key_service() {
+    let options = Document {
+        docker_login: Some("me@registry.test".into()),
+        docker_token_key: Some("TOKEN".into()),
+        ..Document::default()
+    };
+    let key = |byte: &str| byte.repeat(32).parse().unwrap();
+    let trust = Trust {
+        key_provider_id: Some("3059".into()),
+        allowed_envs: vec!["A".into(), "TOKEN".into()],
+        env_signer: Some(key("aa")),
+        upgrade_keys: vec![key("bb")],
+        rollback: Some(Rollback::Refuse),
+        secure_time: true,
+    };
+    let built = build(Some(&input(FILE)), Some("hello"), &options, &trust).unwrap();
+    let golden = format!(
+        "{}{}{}",
+        concat!(
+            r#"{"manifest_version":2,"name":"hello","runner":"docker-compose","#,
+            r#""docker_compose_file":"services:\n  web:\n    image: nginx:1\n","#,
+            r#""docker_config":{"registry":"registry.test","username":"me","token_key":"TOKEN"},"#,
+            r#""kms_enabled":true,"tproxy_enabled":false,"public_logs":true,"public_sysinfo":true,"#,
+            r#""key_provider":"kms","allowed_envs":["A","TOKEN"],"key_provider_id":"3059","#,
+        ),
+        format_args!(r#""env_signer":"{}","upgrade_keys":["{}"],"#, "aa".repeat(32), "bb".repeat(32)),
+        r#""rollback":"refuse","secure_time":true}"#
+    );
+    assert_eq!(String::from_utf8(built.bytes).unwrap(), golden);
+    assert_eq!(Trust::of(&built.parsed), trust);
+    let without = Trust { allowed_envs: vec!["A".into()], ..trust };
+    let failure = build(Some(&input(FILE)), Some("hello"), &options, &without).unwrap_err();
+    assert!(failure.message.contains("TOKEN names no secret"), "{failure}");
 }

@@ -3,17 +3,20 @@
 
 use crate::answer::{self, Answer, Reach};
 use crate::cli::{Global, Shape};
-use crate::cli_deploy::Deploy;
+use crate::cli_deploy::{self, Deploy};
 use crate::client::Client;
 use crate::compose::{self, Built};
 use crate::errors::{Exit, Failure};
 use crate::events::Events;
 use crate::jobs::{self, End, Work};
 use crate::output::{Tone, Ui, note};
+use crate::prepare::{self, Prepared};
 use crate::progress::Progress;
 use crate::quantity::show_duration;
+use crate::secrets::{self, Sealed};
+use crate::upgrade::{self, Permission};
 use dstack_core::compose::{KeyProvider, hash};
-use dstack_core::ids::VmName;
+use dstack_core::ids::{AppId, VmName};
 use dstack_core::limits::USER_CONFIG_MAX;
 use dstack_service::api::teepod1::{Options, Port, VmProxy};
 use serde_json::json;
@@ -29,25 +32,58 @@ pub const EPHEMERAL: &str = "no key service is used: the app's disk and keys are
 /// What is wrong with the input, why teepod refused, or why the boot failed.
 pub async fn run(args: &Deploy, global: &Global, ui: &Ui) -> Result<(), Failure> {
     let input = args.file.as_deref().map(compose::read).transpose()?;
-    let built = compose::build(input.as_ref(), args.name.as_ref().map(VmName::as_str), &args.document)?;
-    let name = vm_name(args, &built)?;
+    let name = args.name.as_ref().map(VmName::as_str);
     if args.dry_run {
-        return dry_run(args, &built, &name, ui);
+        let client = Client::open(global).await;
+        if client.is_err() && args.document.key_provider != Some(cli_deploy::KeyProvider::None) {
+            note("note: the bus cannot be reached, so this host's key service was not asked");
+        }
+        let prepared = prepare::deploy(client.as_ref().ok(), input, name, &args.document).await?;
+        prepared.tell();
+        return dry_run(args, &prepared.built, &vm_name(args, &prepared.built)?, ui);
     }
-    warn(&built);
-    let user_config = args.user_config.as_deref().map(read_user_config).transpose()?;
     let client = Client::open(global).await?;
+    let prepared = prepare::deploy(Some(&client), input, name, &args.document).await?;
+    let built = &prepared.built;
+    let name = vm_name(args, built)?;
+    warn(built);
+    prepared.tell();
+    let app = args.app_id.unwrap_or(prepared.hash().app_id());
+    let sealed = prepared.seal(&client, app).await?;
     let mut options = shape_options(&client, &args.shape).await?;
-    if let Some(bytes) = user_config {
-        options.insert("user_config", Variant::from(bytes));
+    if let Some(path) = args.user_config.as_deref() {
+        options.insert("user_config", Variant::from(read_user_config(path)?));
     }
+    prepare::insert(&mut options, sealed.as_ref());
     if let Some(app_id) = args.app_id {
         options.insert("app_id", Variant::from(app_id.to_string()));
+        allow_note(&client, &prepared, app_id).await?;
     }
     options.insert("autostart", Variant::from(args.autostart));
     options.insert("start", Variant::from(!args.no_start));
-    let deployment = Deployment { client: &client, ui, name: &name, built: &built, starts: !args.no_start };
+    let deployment = Deployment {
+        client: &client,
+        ui,
+        name: &name,
+        built,
+        app,
+        sent: sealed.as_ref(),
+        starts: !args.no_start,
+    };
     deployment.run(options, global.waits()).await
+}
+
+/// Another version that joins an app needs the key service's permission too.
+async fn allow_note(client: &Client, prepared: &Prepared, app: AppId) -> Result<(), Failure> {
+    match upgrade::permission(client, prepared, app).await? {
+        Permission::Given => {}
+        Permission::Missing(command) | Permission::Unknown(command) => {
+            note(&format!(
+                "the key service must allow this version for app {app}; unless it does already:\n  {command}"
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn vm_name(args: &Deploy, built: &Built) -> Result<String, Failure> {
@@ -87,10 +123,6 @@ fn warn(built: &Built) {
         note(
             "note: the containers' logs are public: whoever reaches the VM can read them (--no-public-logs)",
         );
-    }
-    if !built.unpinned.is_empty() {
-        let images = built.unpinned.join(", ");
-        note(&format!("note: images by tag may change between boots; pin them with @sha256:…: {images}"));
     }
 }
 
@@ -149,6 +181,8 @@ struct Deployment<'a> {
     ui: &'a Ui,
     name: &'a str,
     built: &'a Built,
+    app: AppId,
+    sent: Option<&'a Sealed>,
     starts: bool,
 }
 
@@ -160,11 +194,15 @@ impl Deployment<'_> {
         let created: Result<(OwnedObjectPath, OwnedObjectPath), Failure> =
             self.client.change("CreateVm", &request).await;
         let (vm, job) = created?;
+        if let Some(sealed) = self.sent {
+            secrets::remember(&self.app, sealed)?;
+        }
         if !wait {
             return self.created(&vm).await;
         }
         let on_interrupt = self.on_interrupt();
-        let work = Work { job: &job, vm: Some(&vm), on_interrupt };
+        let app = self.app.to_string();
+        let work = Work { job: &job, vm: Some(&vm), app: Some(&app), on_interrupt };
         let end = jobs::follow(self.client, &mut events, &work, &mut progress).await;
         match end {
             Err(failure) => return Err(self.explain(failure)),
@@ -258,6 +296,8 @@ impl Deployment<'_> {
             "instance_id": vm.instance_id().await?,
             "compose_hash": vm.compose_hash().await?,
             "state": vm.state().await?,
+            "key_provider": self.built.parsed.key_provider(),
+            "images": if self.built.unpinned.is_empty() { "pinned" } else { "unpinned" },
             "urls": urls,
             "answers": answers,
         }))

@@ -4,6 +4,7 @@
 pub mod bus;
 pub mod host;
 pub mod images;
+pub mod keys;
 
 use crate::cli::Global;
 use crate::client::Client;
@@ -124,6 +125,7 @@ pub async fn run(global: &Global, ui: &Ui) -> Result<ExitCode, Failure> {
     if let Ok(client) = &client {
         checks.extend(images::check(client, &config).await);
         checks.extend(bus::capacity(client, &config).await);
+        checks.extend(keys::check(client, found).await);
     }
     report(&checks, found, ui)?;
     let broken = checks.iter().any(|c| c.status == Status::Bad);

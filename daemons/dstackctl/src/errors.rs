@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What can go wrong, as an exit code, a sentence, and a hint.
 
-use dstack_service::api::teepod1;
+use dstack_service::api::{kms1, teepod1};
 use std::fmt;
 use zbus::DBusError;
 
@@ -13,7 +13,7 @@ pub enum Exit {
     Failed = 1,
     /// The command line is wrong.
     Usage = 2,
-    /// There is no such VM, image or container.
+    /// There is no such VM, image, container, upgrade or key service.
     NotFound = 3,
     /// The user may not do this.
     Denied = 4,
@@ -64,7 +64,8 @@ impl Failure {
     pub fn of_name(name: &str, message: &str) -> Self {
         let message = if message.is_empty() { name } else { message };
         let failure = Self::with(exit_of(name), message);
-        match hint_of(name) {
+        let daemon = Daemon::of(name, &failure.message);
+        match hint_of(name, daemon) {
             Some(hint) => failure.hint(hint),
             None => failure,
         }
@@ -99,6 +100,18 @@ impl From<zbus::Error> for Failure {
     }
 }
 
+impl From<kms1::Error> for Failure {
+    fn from(error: kms1::Error) -> Self {
+        match error {
+            kms1::Error::Bus(zbus::Error::InputOutput(io)) if io.kind() == std::io::ErrorKind::TimedOut => {
+                Self::with(Exit::Timeout, "dstack-kms does not answer").hint(Daemon::Kms.journal())
+            }
+            kms1::Error::Bus(error) => error.into(),
+            error => Self::of_name(error.name().as_str(), &error.to_string()),
+        }
+    }
+}
+
 impl From<teepod1::Error> for Failure {
     fn from(error: teepod1::Error) -> Self {
         match error {
@@ -111,22 +124,60 @@ impl From<teepod1::Error> for Failure {
 fn exit_of(name: &str) -> Exit {
     let last = name.rsplit('.').next().unwrap_or_default();
     match last {
-        "NoSuchVm" | "NoSuchImage" | "UnknownObject" => Exit::NotFound,
+        "NoSuchVm" | "NoSuchImage" | "NoSuchUpgrade" | "UnknownObject" => Exit::NotFound,
         "AccessDenied" | "InteractiveAuthorizationRequired" | "AuthFailed" => Exit::Denied,
         "Timeout" | "TimedOut" | "NoReply" => Exit::Timeout,
         _ => Exit::Failed,
     }
 }
 
+/// Which daemon an error is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Daemon {
+    Teepod,
+    Kms,
+}
+
+impl Daemon {
+    /// The bus names the service that is away in its sentence.
+    fn of(name: &str, message: &str) -> Self {
+        if name.starts_with(kms1::NAME) || message.contains(kms1::NAME) { Self::Kms } else { Self::Teepod }
+    }
+
+    const fn start(self) -> &'static str {
+        match self {
+            Self::Teepod => {
+                "dstack-teepod does not run: systemctl start dstack-teepod.socket dstack-teepod.service \
+                 (if there is no such unit: apt install dstack-teepod)"
+            }
+            Self::Kms => {
+                "this host has no key service running: systemctl start dstack-kms.socket \
+                 (if there is no such unit: apt install dstack-kms)"
+            }
+        }
+    }
+
+    const fn journal(self) -> &'static str {
+        match self {
+            Self::Teepod => "see why: journalctl -u dstack-teepod -n 50",
+            Self::Kms => "see why: systemctl status dstack-kms; journalctl -u dstack-kms -n 50",
+        }
+    }
+}
+
+/// Whether an error says that a daemon is not installed or not to be started.
+#[must_use]
+pub fn is_away(name: &str) -> bool {
+    let last = name.rsplit('.').next().unwrap_or_default();
+    matches!(last, "ServiceUnknown" | "NameHasNoOwner" | "NoSuchUnit" | "UnitMasked")
+}
+
 /// Hints that only the command line can give: the daemon's own sentences say what to do about the rest.
-fn hint_of(name: &str) -> Option<&'static str> {
-    const TEEPOD: &str = "dstack-teepod does not run: systemctl start dstack-teepod.socket dstack-teepod.service \
-                          (if there is no such unit: apt install dstack-teepod)";
+fn hint_of(name: &str, daemon: Daemon) -> Option<&'static str> {
     let last = name.rsplit('.').next().unwrap_or_default();
     match last {
-        "ServiceUnknown" | "NameHasNoOwner" | "NoSuchUnit" | "UnitMasked" => Some(TEEPOD),
-        _ if name.starts_with("org.freedesktop.DBus.Error.Spawn.") => Some(TEEPOD),
-        "NoReply" | "Disconnected" => Some("see why: journalctl -u dstack-teepod -n 50"),
+        _ if is_away(name) || name.starts_with("org.freedesktop.DBus.Error.Spawn.") => Some(daemon.start()),
+        "NoReply" | "Disconnected" => Some(daemon.journal()),
         "AccessDenied" | "AuthFailed" | "InteractiveAuthorizationRequired" => {
             Some("use sudo, or become a member of the group: adduser $USER dstack-admin")
         }
@@ -161,6 +212,15 @@ mod tests {
             let hint = Failure::of_name(name, "").hint.unwrap_or_default();
             assert!(hint.contains("systemctl start dstack-teepod.socket"), "{hint}");
         }
+    }
+
+    #[test]
+    fn the_key_service_is_told_from_teepod() {
+        let away = "The name org.dstack.kms1 was not provided by any .service files";
+        let failure = Failure::of_name("org.freedesktop.DBus.Error.ServiceUnknown", away);
+        assert!(failure.hint.unwrap_or_default().contains("apt install dstack-kms"));
+        let error = kms1::Error::NoSuchUpgrade("not allowed".into());
+        assert_eq!(Failure::from(error).exit, Exit::NotFound);
     }
 
     #[test]

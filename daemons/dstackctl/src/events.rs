@@ -3,8 +3,8 @@
 
 use crate::client::Client;
 use crate::errors::Failure;
-use dstack_service::api::teepod1;
-use futures_util::stream::{Select, select};
+use dstack_service::api::{kms1, teepod1};
+use futures_util::stream::{SelectAll, select_all};
 use futures_util::{Stream, StreamExt};
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -32,6 +32,13 @@ pub enum Event {
     },
     /// A VM is gone.
     VmRemoved(OwnedObjectPath),
+    /// The key service refused an app's keys.
+    KeyDenied {
+        /// The app.
+        app: String,
+        /// Why, in a sentence with what to do.
+        reason: String,
+    },
     /// teepod has left the bus: its jobs are gone, its VMs are not.
     Gone,
     /// teepod is on the bus again.
@@ -40,10 +47,10 @@ pub enum Event {
 
 /// The stream of events. Subscribe before the call whose effects are to be seen.
 #[derive(Debug)]
-pub struct Events(Select<MessageStream, MessageStream>);
+pub struct Events(SelectAll<MessageStream>);
 
 impl Events {
-    /// Subscribes to all of teepod's signals.
+    /// Subscribes to all of teepod's signals, and to what the key service refuses.
     ///
     /// # Errors
     /// When the bus failed.
@@ -59,9 +66,17 @@ impl Events {
             .member("NameOwnerChanged")
             .arg(0, teepod1::NAME)
             .build()?;
-        let ours = MessageStream::for_match_rule(ours, &client.connection, QUEUE).await?;
-        let owner = MessageStream::for_match_rule(owner, &client.connection, QUEUE).await?;
-        Ok(Self(select(ours, owner)))
+        let denied = MatchRule::builder()
+            .msg_type(zbus::message::Type::Signal)
+            .sender(kms1::NAME)
+            .path(kms1::PATH)
+            .member("KeyDenied")
+            .build()?;
+        let mut streams = Vec::new();
+        for rule in [ours, owner, denied] {
+            streams.push(MessageStream::for_match_rule(rule, &client.connection, QUEUE).await?);
+        }
+        Ok(Self(select_all(streams)))
     }
 
     /// The next event.
@@ -95,6 +110,10 @@ pub fn parse(message: &Message) -> Option<Event> {
         "VmRemoved" => {
             let (_, vm): (String, OwnedObjectPath) = body.deserialize().ok()?;
             Some(Event::VmRemoved(vm))
+        }
+        "KeyDenied" => {
+            let (app, _, reason): (String, String, String) = body.deserialize().ok()?;
+            Some(Event::KeyDenied { app, reason })
         }
         "PropertiesChanged" => {
             let (_, values, _): (String, HashMap<String, OwnedVariant>, Vec<String>) =

@@ -94,7 +94,7 @@ async fn import(client: &Client, args: &Import, wait: bool, ui: &Ui) -> Result<(
         return result(ui, &shown.to_string(), "under way");
     }
     let on_interrupt = "no longer waiting; the import goes on".to_owned();
-    let work = Work { job: &job, vm: None, on_interrupt };
+    let work = Work { job: &job, vm: None, app: None, on_interrupt };
     match jobs::follow(client, &mut events, &work, &mut progress).await? {
         End::Done => result(ui, &shown.to_string(), "imported"),
         End::Lost => Err(Failure::new("dstack-teepod was stopped meanwhile").hint("import the image again")),

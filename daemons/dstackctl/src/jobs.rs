@@ -15,6 +15,9 @@ use zbus::{OwnedObjectPath, OwnedVariant};
 /// How long a restart of teepod may take.
 const RESTART_TIME: Duration = Duration::from_secs(15);
 
+/// How long after the guest's word the key service's may come.
+const LATE: Duration = Duration::from_secs(2);
+
 /// How following ended without a failure of the job itself.
 #[derive(Debug, PartialEq, Eq)]
 pub enum End {
@@ -31,6 +34,8 @@ pub struct Work<'a> {
     pub job: &'a OwnedObjectPath,
     /// The VM.
     pub vm: Option<&'a OwnedObjectPath>,
+    /// The VM's app, whose key service may have something to say.
+    pub app: Option<&'a str>,
     /// What goes on when the user stops waiting, and how to wait again.
     pub on_interrupt: String,
 }
@@ -48,7 +53,7 @@ pub async fn follow(
     show_now(client, work, progress).await;
     let interrupted = tokio::signal::ctrl_c();
     tokio::pin!(interrupted);
-    let mut error = None;
+    let (mut error, mut denied) = (None, None);
     let end = loop {
         let event = tokio::select! {
             _ = &mut interrupted => break Err(interrupt(&work.on_interrupt)),
@@ -66,13 +71,50 @@ pub async fn follow(
                 }
                 show(progress, &values);
             }
+            Ok(Event::KeyDenied { app, reason }) if Some(app.as_str()) == work.app => {
+                // Said at once: some guests go on asking, and the operator can help.
+                if denied.as_ref() != Some(&reason) {
+                    progress.say(&reason);
+                }
+                denied = Some(reason);
+            }
             Ok(Event::Gone) => break Ok(End::Lost),
             Ok(_) => {}
             Err(failure) => break Err(failure),
         }
     };
+    let end = explained(end, denied, events, work).await;
     progress.finish();
     end
+}
+
+/// A failure for want of keys, with the key service's own sentence, which may come a moment later: it is said by another
+/// daemon.
+async fn explained(
+    end: Result<End, Failure>,
+    denied: Option<String>,
+    events: &mut Events,
+    work: &Work<'_>,
+) -> Result<End, Failure> {
+    let Err(failure) = end else { return end };
+    if !failure.message.contains(boot::Failure::KeysRefused.sentence()) {
+        return Err(failure);
+    }
+    let reason = match denied {
+        Some(reason) => Some(reason),
+        None => tokio::time::timeout(LATE, denial(events, work)).await.ok().flatten(),
+    };
+    let elsewhere = "see why on the key service's host: journalctl -u dstack-kms -n 50";
+    Err(failure.hint(reason.unwrap_or_else(|| elsewhere.to_owned())))
+}
+
+async fn denial(events: &mut Events, work: &Work<'_>) -> Option<String> {
+    loop {
+        match events.next().await.ok()? {
+            Event::KeyDenied { app, reason } if Some(app.as_str()) == work.app => return Some(reason),
+            _ => {}
+        }
+    }
 }
 
 /// Whether what a guest says of its boot is the end of it. The VM stays up for a while then, so that its logs can be

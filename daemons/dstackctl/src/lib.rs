@@ -6,23 +6,37 @@
 
 pub mod agent;
 pub mod answer;
+pub mod app;
 pub mod cli;
 pub mod cli_deploy;
+pub mod cli_kms;
 pub mod client;
 pub mod compose;
 pub mod console;
 pub mod deploy;
 pub mod doctor;
+pub mod dotenv;
 pub mod errors;
 pub mod events;
+pub mod identity;
 pub mod image;
 pub mod jobs;
 pub mod journal;
+pub mod kms;
+pub mod kms_rpc;
+pub mod kms_trust;
 pub mod logs;
 pub mod output;
+pub mod pin;
+pub mod places;
+pub mod prepare;
 pub mod progress;
+pub mod provider;
 pub mod quantity;
 pub mod run;
+pub mod secrets;
+pub mod trust;
+pub mod upgrade;
 pub mod vm;
 
 pub use run::main;

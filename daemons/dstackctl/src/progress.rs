@@ -39,6 +39,14 @@ impl Progress {
         }
     }
 
+    /// Says something that stays, above the moving line.
+    pub fn say(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(text),
+            None => note(text),
+        }
+    }
+
     /// How long it has taken so far.
     #[must_use]
     pub fn elapsed(&self) -> Duration {

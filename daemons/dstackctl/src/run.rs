@@ -4,7 +4,7 @@
 use crate::cli::{Cli, Command};
 use crate::errors::Failure;
 use crate::output::{self, Ui};
-use crate::{deploy, doctor, image, logs, vm};
+use crate::{app, deploy, doctor, image, kms, logs, vm};
 use clap::Parser;
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -42,6 +42,8 @@ async fn run(cli: &Cli, ui: &Ui) -> Result<ExitCode, Failure> {
     match &cli.command {
         Command::Deploy(args) => deploy::run(args, &cli.global, ui).await?,
         Command::Vm(command) => vm::run(command, &cli.global, ui).await?,
+        Command::Kms(command) => kms::run(command, &cli.global, ui).await?,
+        Command::App(command) => app::run(command, ui)?,
         Command::Image(command) => image::run(command, &cli.global, ui).await?,
         Command::Logs(args) => logs::run(args, &cli.global, ui).await?,
         Command::Doctor => return doctor::run(&cli.global, ui).await,

@@ -10,9 +10,8 @@ use crate::jobs::{self, End, Work};
 use crate::output::{Tone, Ui, note};
 use crate::progress::Progress;
 use crate::quantity::{show_duration, show_size};
-use crate::{compose, console, deploy, journal};
-use dstack_core::compose::{KeyProvider, hash};
-use dstack_service::api::teepod1::{Options, Port, VmProxy, VmRow};
+use crate::{console, deploy, journal, upgrade};
+use dstack_service::api::teepod1::{Port, VmProxy, VmRow};
 use serde_json::{Value, json};
 use std::time::Duration;
 use zbus::{OwnedObjectPath, Variant};
@@ -64,8 +63,9 @@ async fn verb(client: &Client, verb: &Verb, name: &str, wait: bool, ui: &Ui) -> 
         return done(ui, name, "under way");
     }
     let vm = client.manager.get_vm(name).await.ok();
+    let app = app_of(client, vm.as_ref()).await;
     let on_interrupt = format!("no longer waiting; what was begun for VM {name} goes on");
-    let work = Work { job: &job, vm: vm.as_ref(), on_interrupt };
+    let work = Work { job: &job, vm: vm.as_ref(), app: app.as_deref(), on_interrupt };
     match jobs::follow(client, &mut events, &work, &mut progress).await? {
         End::Done => done(ui, name, verb.past),
         End::Lost if verb.state.is_empty() => {
@@ -76,6 +76,11 @@ async fn verb(client: &Client, verb: &Verb, name: &str, wait: bool, ui: &Ui) -> 
             done(ui, name, verb.past)
         }
     }
+}
+
+/// The app of a VM that may be gone meanwhile; without it, only a hint is missing.
+async fn app_of(client: &Client, vm: Option<&OwnedObjectPath>) -> Option<String> {
+    client.vm_at(vm?.clone()).await.ok()?.app_id().await.ok()
 }
 
 fn done(ui: &Ui, name: &str, state: &str) -> Result<(), Failure> {
@@ -135,23 +140,7 @@ async fn resize(client: &Client, args: &Resize, ui: &Ui) -> Result<(), Failure> 
 }
 
 async fn upgrade(client: &Client, args: &Upgrade, wait: bool, ui: &Ui) -> Result<(), Failure> {
-    let vm = client.vm(&args.name).await?;
-    let (name, app_id) = (vm.name().await?, vm.app_id().await?);
-    let input = args.file.as_deref().map(compose::read).transpose()?;
-    let built = compose::build(input.as_ref(), Some(&name), &args.document)?;
-    let own = hash(&built.bytes).app_id().to_string();
-    let new: String = client.change("UpgradeApp", &(&name, &built.bytes, Options::new())).await?;
-    if ui.json {
-        ui.json(&json!({"name": name, "app_id": app_id, "compose_hash": new}))?;
-    } else {
-        ui.text(&format!("{name}: compose hash {new}, app id {app_id}\n"))?;
-    }
-    if built.parsed.key_provider() == KeyProvider::None && own != vm.app_id().await? {
-        note(
-            "note: without a key service nobody can vouch that this is still the same app, so the guest refuses \
-             to boot it under the old app id; deploy it anew instead",
-        );
-    }
+    let name = upgrade::run(client, args, ui).await?;
     if args.restart {
         return verb(client, &RESTART, &name, wait, ui).await;
     }

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The real binary against a mock of teepod on a private bus.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
+#[path = "cases/keys.rs"]
+mod keys;
 mod mock;
 
 use mock::bus::Bus;

@@ -29,6 +29,22 @@ pub async fn units(client: &Client) -> Vec<Check> {
     ]
 }
 
+/// Whether a service of another package runs, under the name of what it is for.
+pub async fn unit_named(client: &Client, what: &'static str, name: &str, package: &str) -> Check {
+    match unit_state(client, name).await {
+        Err(error) => {
+            Check::bad(what, format!("{name}: systemd does not answer: {error}"), "is systemd running?")
+        }
+        Ok((load, _)) if load != "loaded" => {
+            Check::bad(what, format!("{name} is {load}"), format!("apt install {package}"))
+        }
+        Ok((_, active)) if active == "active" => Check::good(what, format!("{name} is active")),
+        Ok((_, active)) => {
+            Check::bad(what, format!("{name} is {active}"), format!("systemctl enable --now {name}"))
+        }
+    }
+}
+
 async fn unit(client: &Client, name: &'static str, must_run: bool) -> Check {
     let start = format!("systemctl enable --now {name}");
     match unit_state(client, name).await {

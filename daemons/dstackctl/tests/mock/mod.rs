@@ -2,8 +2,10 @@
 //! A private bus with a small `org.dstack.teepod1` on it, and the real binary run against it.
 
 pub mod bus;
+pub mod kms;
 pub mod teepod;
 
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::process::{Child, Command};
@@ -22,12 +24,21 @@ impl Run {
     }
 }
 
+/// The user's own files, beside the bus, so that each test has its own.
+pub fn home(address: &str) -> PathBuf {
+    let path = address.strip_prefix("unix:path=").unwrap_or(address);
+    let socket = path.split(',').next().unwrap_or(path);
+    Path::new(socket).parent().unwrap_or(Path::new("/nonexistent")).join("home")
+}
+
 pub fn command(address: &str, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dstackctl"));
     command
         .args(args)
         .env("DBUS_SYSTEM_BUS_ADDRESS", address)
         .env("NO_COLOR", "1")
+        .env("XDG_CONFIG_HOME", home(address).join("config"))
+        .env("XDG_STATE_HOME", home(address).join("state"))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -21,7 +21,15 @@ pub struct VmState {
     pub error: String,
     pub ports: Vec<Port>,
     pub compose: Vec<u8>,
+    pub app_id: String,
     pub options: BTreeMap<String, String>,
+    /// `encrypted_env` and `encrypted_env_sig`, as they are now.
+    pub env: (Vec<u8>, Vec<u8>),
+}
+
+/// An option that is bytes.
+fn bytes(options: &OwnedOptions, name: &str) -> Option<Vec<u8>> {
+    options.get(name).map(|value| value.try_clone().unwrap().try_into().unwrap())
 }
 
 /// What the mock has seen and is.
@@ -78,7 +86,7 @@ impl Vm {
     }
     #[zbus(property)]
     fn app_id(&self) -> String {
-        dstack_core::compose::hash(&self.1.vm(&self.0).compose).app_id().to_string()
+        self.1.vm(&self.0).app_id
     }
     #[zbus(property)]
     fn instance_id(&self) -> String {
@@ -203,6 +211,13 @@ async fn walk(
         vm.get().await.boot_error_changed(vm.signal_emitter()).await.unwrap();
         return;
     }
+    if name.starts_with("refused") {
+        let error = dstack_core::boot::Failure::KeysRefused.sentence();
+        shared.update(&name, |vm| vm.error = error.to_owned());
+        let vm = bus.object_server().interface::<_, Vm>(vm_path(&name)).await.unwrap();
+        vm.get().await.boot_error_changed(vm.signal_emitter()).await.unwrap();
+        return;
+    }
     if name.starts_with("gone") {
         bus.release_name(NAME).await.unwrap();
         pause().await;
@@ -269,7 +284,15 @@ impl Manager {
         let shown = options.iter().map(|(key, value)| (key.clone(), text(value))).collect();
         let vm = VmState {
             state: "stopped".to_owned(),
+            app_id: options.get("app_id").map_or_else(
+                || dstack_core::compose::hash(&app_compose).app_id().to_string(),
+                |id| id.try_clone().unwrap().try_into().unwrap(),
+            ),
             compose: app_compose,
+            env: (
+                bytes(&options, "encrypted_env").unwrap_or_default(),
+                bytes(&options, "encrypted_env_sig").unwrap_or_default(),
+            ),
             ports: ports.unwrap_or_default(),
             options: shown,
             ..VmState::default()
@@ -323,10 +346,21 @@ impl Manager {
         &self,
         name: String,
         app_compose: Vec<u8>,
-        _options: OwnedOptions,
+        options: OwnedOptions,
     ) -> Result<String, Error> {
         self.known(&name)?;
-        Ok(dstack_core::compose::hash(&app_compose).to_string())
+        let hash = dstack_core::compose::hash(&app_compose).to_string();
+        self.0.update(&name, |vm| {
+            vm.compose = app_compose;
+            vm.env.0 = bytes(&options, "encrypted_env").unwrap_or_else(|| vm.env.0.clone());
+            vm.env.1 = bytes(&options, "encrypted_env_sig").unwrap_or_else(|| vm.env.1.clone());
+        });
+        Ok(hash)
+    }
+
+    fn get_app_compose(&self, name: String) -> Result<Vec<u8>, Error> {
+        self.known(&name)?;
+        Ok(self.0.vm(&name).compose)
     }
 
     fn resize_vm(&self, name: String, options: OwnedOptions) -> Result<(), Error> {

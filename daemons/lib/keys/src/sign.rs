@@ -83,6 +83,17 @@ pub fn release_head_message(seq: u64, hash: &[u8; 32]) -> Vec<u8> {
     [RELEASE_LOG_DOMAIN, &seq.to_be_bytes(), hash].concat()
 }
 
+/// Report data of the quote that a key service in a CVM makes over its new root keys: the root CA's SubjectPublicKeyInfo
+/// and the compressed secp256k1 key. The misspelling is the original's.
+#[must_use]
+pub fn bootstrap_report_data(ca_public_key: &[u8], k256: &PublicKey) -> [u8; 64] {
+    let (ca, k256) = (hex::encode(ca_public_key), hex::encode(k256));
+    let digest = Keccak256::digest(format!("dstack-kms-genereted-keys-v1:{ca};{k256};"));
+    let mut data = [0; 64];
+    data.iter_mut().zip(digest).for_each(|(to, from)| *to = from);
+    data
+}
+
 /// What an app key signs of a derived key: `<purpose>:<hex of its public key>`.
 #[must_use]
 pub fn purpose_message(purpose: &str, key: &[u8]) -> Vec<u8> {
@@ -142,6 +153,16 @@ mod tests {
         let expected = "6bed4825be4f7c629d32dcbb5a051ab6a4b7b4db992827905ca0329ce8b669d7\
                         3da63dece11acfb2fe5a467bad12100e214a99d1ee404979be8134e82b84a0fb00";
         assert_eq!(hex::encode(sign(&app_key, &message).unwrap()), expected);
+    }
+
+    #[test]
+    fn t15_the_bootstrap_quote_binds_both_root_keys() {
+        let data = bootstrap_report_data(&[1, 2], &[3; 33]);
+        let text = format!("dstack-kms-genereted-keys-v1:0102;{};", "03".repeat(33));
+        assert_eq!(data[..32], Keccak256::digest(text)[..]);
+        assert_eq!(data[32..], [0; 32]);
+        assert_ne!(bootstrap_report_data(&[1, 2], &[4; 33]), data);
+        assert_ne!(bootstrap_report_data(&[1], &[3; 33]), data);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::peer::{Peer, PeerError, Rules, Side, Verifier};
 use crate::server::{HANDSHAKE_TIMEOUT, JUDGE_TIMEOUT};
 use dstack_rpc::ClientError;
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use serde::{Serialize, de::DeserializeOwned};
 use std::io;
 use std::sync::Arc;
@@ -48,14 +48,40 @@ pub async fn connect<S>(
 where
     S: AsyncRead + AsyncWrite + Send + Unpin,
 {
-    // Never sent: identities are keys, not names.
-    let name = ServerName::try_from("dstack.invalid").map_err(io::Error::other)?;
-    let handshake = TlsConnector::from(config).connect(name, stream);
-    let stream = timeout(HANDSHAKE_TIMEOUT, handshake).await.map_err(|_| ConnectError::Timeout)??;
-    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+    let stream = shake_hands(stream, config).await?;
+    let chain = chain_of(&stream);
     let judged = timeout(JUDGE_TIMEOUT, verifier.judge(&chain, Side::Server, rules));
     let peer = judged.await.map_err(|_| ConnectError::Timeout)??;
     Ok(Connection { stream, peer: Arc::new(peer) })
+}
+
+/// Shakes hands and gives the server's chain, leaf first, for whoever has nobody to trust yet. It proves that the server
+/// holds the leaf's key and nothing else: judge the server by [`connect`] before anything is sent.
+///
+/// # Errors
+/// [`ConnectError`].
+pub async fn presented<S>(
+    stream: S,
+    config: Arc<ClientConfig>,
+) -> Result<Vec<CertificateDer<'static>>, ConnectError>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin,
+{
+    Ok(chain_of(&shake_hands(stream, config).await?))
+}
+
+async fn shake_hands<S>(stream: S, config: Arc<ClientConfig>) -> Result<TlsStream<S>, ConnectError>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin,
+{
+    // Never sent: identities are keys, not names.
+    let name = ServerName::try_from("dstack.invalid").map_err(io::Error::other)?;
+    let handshake = TlsConnector::from(config).connect(name, stream);
+    Ok(timeout(HANDSHAKE_TIMEOUT, handshake).await.map_err(|_| ConnectError::Timeout)??)
+}
+
+fn chain_of<S>(stream: &TlsStream<S>) -> Vec<CertificateDer<'static>> {
+    stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec()
 }
 
 impl<S> Connection<S>
