@@ -3,9 +3,13 @@
 
 use crate::app::App;
 use crate::docker::{self, Docker, DockerError};
+use crate::info::{self, Measured};
 use crate::logs::{LogError, Logs, Query};
 use crate::settings::Settings;
+use crate::trust::TrustError;
+use crate::vault::Vault;
 use crate::{network, sysinfo};
+use dstack_rpc::dstack::AppInfo;
 use dstack_rpc::guest::{Container, GuestInfo, NetworkInfo, SysInfo};
 use dstack_rpc::worker::{VersionResponse, WorkerInfo};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -19,6 +23,8 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub struct Agent {
     /// The app of this guest.
     pub app: App,
+    /// Its keys, certificates and quotes.
+    pub vault: Vault,
     logs: Logs,
     docker: Docker,
 }
@@ -33,8 +39,8 @@ pub fn now() -> u64 {
 impl Agent {
     /// An agent for this app.
     #[must_use]
-    pub fn new(app: App, logs: Logs, settings: &Settings) -> Self {
-        Self { app, logs, docker: Docker::new(settings.docker_socket.clone()) }
+    pub fn new(app: App, vault: Vault, logs: Logs, settings: &Settings) -> Self {
+        Self { app, vault, logs, docker: Docker::new(settings.docker_socket.clone()) }
     }
 
     /// Opens the log of a container, of a compose service, or of a container id.
@@ -82,27 +88,59 @@ impl Agent {
         VersionResponse { version: VERSION.to_owned(), rev: String::new() }
     }
 
+    /// What is measured; nothing where nothing attests this guest.
+    ///
+    /// # Errors
+    /// [`TrustError`].
+    pub async fn measured(&self) -> Result<Measured, TrustError> {
+        let snapshot = self.vault.measured().await?;
+        Ok(snapshot.map_or_else(Measured::default, |snapshot| Measured::of(&self.app, &snapshot)))
+    }
+
+    /// The same for doors that lead out of this guest: nothing unless the app makes it public, or while there is none.
+    pub async fn public_measured(&self) -> Option<Measured> {
+        if !self.app.public_tcbinfo {
+            return None;
+        }
+        // The vault has logged why.
+        self.measured().await.ok().filter(|measured| !measured.tcb_info.is_empty())
+    }
+
+    /// The app, for its containers.
+    ///
+    /// # Errors
+    /// [`TrustError`].
+    pub async fn app_info(&self) -> Result<AppInfo, TrustError> {
+        Ok(info::app_info(&self.app, &self.vault, self.measured().await?))
+    }
+
+    /// The same in the shape of the older service.
+    ///
+    /// # Errors
+    /// [`TrustError`].
+    pub async fn tappd_info(&self) -> Result<WorkerInfo, TrustError> {
+        Ok(info::worker_info(&self.app, &self.vault, self.measured().await?))
+    }
+
     /// The app, for anybody.
-    #[must_use]
-    pub fn worker_info(&self) -> WorkerInfo {
-        WorkerInfo {
-            app_id: self.app.app_id.clone(),
-            instance_id: self.app.instance_id.clone(),
-            app_name: self.app.name.clone(),
-            public_logs: self.app.public_logs,
-            public_sysinfo: self.app.public_sysinfo,
-            ..WorkerInfo::default()
+    pub async fn worker_info(&self) -> WorkerInfo {
+        match self.public_measured().await {
+            Some(measured) => info::worker_info(&self.app, &self.vault, measured),
+            // The certificate carries quote and log, so it is not shown either.
+            None => WorkerInfo {
+                app_id: self.app.app_id.clone(),
+                instance_id: self.app.instance_id.clone(),
+                app_name: self.app.name.clone(),
+                public_logs: self.app.public_logs,
+                public_sysinfo: self.app.public_sysinfo,
+                ..WorkerInfo::default()
+            },
         }
     }
 
     /// The app, for the host.
-    #[must_use]
-    pub fn guest_info(&self) -> GuestInfo {
-        GuestInfo {
-            version: VERSION.to_owned(),
-            app_id: self.app.app_id.clone(),
-            instance_id: self.app.instance_id.clone(),
-            ..GuestInfo::default()
-        }
+    pub async fn guest_info(&self) -> GuestInfo {
+        let WorkerInfo { app_id, instance_id, app_cert, tcb_info, .. } = self.worker_info().await;
+        GuestInfo { version: VERSION.to_owned(), app_id, instance_id, app_cert, tcb_info }
     }
 }

@@ -17,6 +17,8 @@ pub struct App {
     pub instance_id: String,
     /// SHA-256 of app-compose.json, 64 hex.
     pub compose_hash: String,
+    /// The text of app-compose.json.
+    pub compose: String,
     /// The app's name.
     pub name: String,
     /// Whether anybody may read the containers' logs.
@@ -76,6 +78,8 @@ impl App {
             app_id: instance.app_id,
             instance_id: instance.instance_id,
             compose_hash: compose::hash(compose).to_string(),
+            // It was parsed as JSON, so it is UTF-8.
+            compose: String::from_utf8_lossy(compose).into_owned(),
             name: app.name,
             public_logs: app.public_logs,
             public_sysinfo: app.public_sysinfo,

@@ -3,7 +3,9 @@
 
 use crate::app::App;
 use crate::docker;
+use crate::info::Measured;
 use crate::logs::names;
+use dstack_ra_tls::Label;
 use dstack_rpc::guest::{Container, SysInfo};
 use std::fmt::{Display, Write as _};
 
@@ -23,6 +25,21 @@ pub struct View<'a> {
     pub sysinfo: Option<&'a SysInfo>,
     /// Containers, or why they are not known.
     pub containers: Option<Result<&'a [Container], &'a str>>,
+    /// Keys and TEE.
+    pub trust: Trust,
+}
+
+/// What the page says about keys and TEE.
+#[derive(Debug, Default)]
+pub struct Trust {
+    /// Who gave the keys: `kms`, `none`, or nobody.
+    pub provider: &'static str,
+    /// The root that quotes stand under; `None` where there are no quotes.
+    pub realm: Option<Label>,
+    /// Registers, when they are public.
+    pub measured: Option<Measured>,
+    /// The agent's own certificate, when it is public and there is one.
+    pub certificate: String,
 }
 
 /// The whole page.
@@ -37,6 +54,7 @@ pub fn render(view: &View<'_>) -> String {
     page.text(title);
     page.raw("</h1>\n");
     page.identity(view.app);
+    page.trust(&view.trust);
     if let Some(info) = view.sysinfo {
         page.system(info);
     }
@@ -95,6 +113,33 @@ impl Page {
         self.raw("</tbody>\n</table>\n");
     }
 
+    fn trust(&mut self, trust: &Trust) {
+        self.raw("<table>\n<caption>Trust</caption>\n<tbody>\n");
+        self.row("Platform", platform(trust.realm.as_ref()));
+        self.row("Key provider", provider(trust.provider));
+        if let Some(measured) = &trust.measured {
+            self.row("Image", hex::encode(&measured.os_image_hash));
+            measured.registers.iter().for_each(|(name, value)| self.row(&name.to_uppercase(), value));
+        }
+        self.raw("</tbody>\n</table>\n");
+        match &trust.measured {
+            Some(measured) => self.block("Measurements and event log", &measured.tcb_info),
+            None => self.note("Measurements", "There are none, or this app does not make them public."),
+        }
+        if !trust.certificate.is_empty() {
+            self.block("App certificate", &trust.certificate);
+        }
+    }
+
+    /// A text as it is, behind its title.
+    fn block(&mut self, title: &str, text: &str) {
+        self.raw("<details><summary>");
+        self.text(title);
+        self.raw("</summary>\n<pre tabindex=\"0\">");
+        self.text(text);
+        self.raw("</pre></details>\n");
+    }
+
     fn system(&mut self, info: &SysInfo) {
         self.raw("<table>\n<caption>System</caption>\n<tbody>\n");
         self.row("Operating system", format!("{} {}", info.os_name, info.os_version));
@@ -151,6 +196,23 @@ impl Page {
     }
 }
 
+/// The TEE in words; a simulated one is never taken for a real one.
+fn platform(realm: Option<&Label>) -> String {
+    match realm {
+        Some(Label::Intel) => "Intel TDX".to_owned(),
+        Some(test @ Label::Test(_)) => format!("SIMULATED ({test}): nothing is protected from the host"),
+        None => "not attested".to_owned(),
+    }
+}
+
+fn provider(provider: &str) -> &str {
+    match provider {
+        "kms" => "key service",
+        "none" => "none: keys and data of this boot end with it",
+        _ => "–",
+    }
+}
+
 fn or_none(text: &str) -> &str {
     if text.is_empty() { "–" } else { text }
 }
@@ -179,7 +241,7 @@ mod tests {
 
     fn view(app: &App, containers: &[Container]) -> String {
         let info = SysInfo { uptime: 3700, loadavg_one: 125, ..SysInfo::default() };
-        render(&View { app, sysinfo: Some(&info), containers: Some(Ok(containers)) })
+        render(&View { app, sysinfo: Some(&info), containers: Some(Ok(containers)), trust: Trust::default() })
     }
 
     #[test]
@@ -200,8 +262,21 @@ mod tests {
         assert!(view(&app, std::slice::from_ref(&web)).contains(link));
         app.public_logs = false;
         assert!(!view(&app, &[web]).contains("href=\"logs/"));
-        let page = render(&View { app: &app, sysinfo: None, containers: None });
+        let page = render(&View { app: &app, sysinfo: None, containers: None, trust: Trust::default() });
         assert!(page.contains("does not make its containers public") && !page.contains("Uptime"));
+    }
+
+    #[test]
+    fn p17_a_simulated_tee_is_said_in_capitals() {
+        let shown = |realm| {
+            let trust = Trust { provider: "none", realm, certificate: "<x>".into(), ..Trust::default() };
+            render(&View { app: &App::default(), sysinfo: None, containers: None, trust })
+        };
+        let page = shown(Some(Label::Test("0123456789abcdef".into())));
+        assert!(page.contains("SIMULATED (test:0123456789abcdef): nothing is protected"), "{page}");
+        assert!(page.contains("end with it") && page.contains("&lt;x&gt;"), "{page}");
+        assert!(shown(Some(Label::Intel)).contains("Intel TDX"));
+        assert!(shown(None).contains("not attested"));
     }
 
     #[test]

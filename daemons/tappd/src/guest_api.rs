@@ -80,7 +80,7 @@ impl<P: Power> Service for GuestApi<P> {
             return Err(RpcError::forbidden(HOST_ONLY));
         }
         match call.method.as_str() {
-            "Info" => call.reply(&self.agent.guest_info()),
+            "Info" => call.reply(&self.agent.guest_info().await),
             "SysInfo" => call.reply(&self.agent.sysinfo()),
             "NetworkInfo" => call.reply(&self.agent.network()),
             "ListContainers" => call.reply(&self.containers().await?),

@@ -2,7 +2,7 @@
 //! TCP 8090: dashboard, `/prpc/Worker.*`, `/logs/<container>`, `/metrics`; each gated by what the app makes public.
 
 use crate::agent::{Agent, now};
-use crate::dashboard::{self, View};
+use crate::dashboard::{self, Trust, View};
 use crate::logs::{Query, format};
 use crate::metrics;
 use axum::Router;
@@ -41,7 +41,7 @@ impl Service for Worker {
 
     async fn call(&self, call: Call) -> Result<Vec<u8>, RpcError> {
         match call.method.as_str() {
-            "Info" => call.reply(&self.0.worker_info()),
+            "Info" => call.reply(&self.0.worker_info().await),
             "Version" => call.reply(&self.0.version()),
             other => Err(RpcError::unknown_method(other)),
         }
@@ -72,8 +72,21 @@ async fn page(State(agent): State<Arc<Agent>>) -> Response {
         false => None,
     };
     let containers = containers.as_ref().map(|c| c.as_deref().map_err(String::as_str));
-    let view = View { app, sysinfo: sysinfo.as_ref(), containers };
+    let trust = trust(&agent).await;
+    let view = View { app, sysinfo: sysinfo.as_ref(), containers, trust };
     typed("text/html; charset=utf-8", dashboard::render(&view))
+}
+
+/// What the page says about keys and TEE.
+async fn trust(agent: &Agent) -> Trust {
+    let measured = agent.public_measured().await;
+    Trust {
+        provider: agent.vault.provider(),
+        // The vault has logged why there is none.
+        realm: agent.vault.realm().await.ok().cloned(),
+        certificate: measured.as_ref().map(|_| agent.vault.certificate()).unwrap_or_default(),
+        measured,
+    }
 }
 
 async fn style() -> Response {

@@ -8,8 +8,11 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Directory with `app-compose.json` and `instance.json`, which dstack-prepare wrote.
+    /// Directory with `app-compose.json` and `instance.json`, which dstack-prepare wrote, and with the event log in
+    /// `private`.
     pub run_directory: PathBuf,
+    /// Unix socket of the simulated TEE, instead of vsock; without effect in a TD.
+    pub simulated_socket: Option<PathBuf>,
     /// Directory with journal files; absent: this machine's journal.
     pub journal_directory: Option<PathBuf>,
     /// Socket of Docker's API.
@@ -20,6 +23,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             run_directory: "/run/dstack".into(),
+            simulated_socket: None,
             journal_directory: None,
             docker_socket: "/run/docker.sock".into(),
         }

@@ -11,9 +11,11 @@ use dstack_rpc::guest::{ListContainersResponse, SysInfo};
 use dstack_rpc::{Call, Format, Listener, Peer, RpcError, ServeOptions, Service, Stream, client};
 use dstack_tappd::agent::Agent;
 use dstack_tappd::app::App;
+use dstack_tappd::attest::Attestor;
 use dstack_tappd::guest_api::{GuestApi, Power};
 use dstack_tappd::logs::{Logs, Place};
 use dstack_tappd::settings::Settings;
+use dstack_tappd::vault::Vault;
 use hyper::Method;
 use std::path::Path;
 use std::sync::Arc;
@@ -45,7 +47,9 @@ fn docker(directory: &Path) -> std::path::PathBuf {
 fn agent(directory: &Path, app: App) -> Arc<Agent> {
     let settings = Settings { docker_socket: docker(directory), ..Settings::default() };
     let logs = Logs::start(Place::Directory(directory.into())).unwrap();
-    Arc::new(Agent::new(app, logs, &settings))
+    let attestor = Attestor::new(directory, Arc::new(dstack_tdx_attest::detect));
+    let vault = Vault::new(attestor, None, None).unwrap();
+    Arc::new(Agent::new(app, vault, logs, &settings))
 }
 
 struct Server {

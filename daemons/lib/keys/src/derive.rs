@@ -8,6 +8,7 @@
 //! | environment (X25519) | root CA scalar | app id, `env-encrypt-key`; then DH |
 //! | app key (secp256k1) | root k256 scalar | app id, `app-key` |
 //! | key of a path | app key | path |
+//! | Ed25519 key of a path | app key | 0xff, `ed25519`, length of the path (4, big-endian), path |
 //!
 //! "DH" is the SHA-256 of the PKCS#8 encoding of the derived bytes taken as a P-256 key; it is kept for the sake of
 //! existing apps. The parts have no separators, which is unambiguous only because ids have fixed lengths.
@@ -92,6 +93,16 @@ impl Roots {
 /// [`KeyError`].
 pub fn of_path(app_key: &Secret, path: &str) -> Result<Secret, KeyError> {
     hkdf(app_key, &[path.as_bytes()])
+}
+
+/// The Ed25519 secret that an app derives for a path: other bytes than [`of_path`] gives for any path (known attack P13),
+/// since its info begins with a byte that no UTF-8 text has.
+///
+/// # Errors
+/// [`KeyError`].
+pub fn ed25519_of_path(app_key: &Secret, path: &str) -> Result<Secret, KeyError> {
+    let length = u32::try_from(path.len()).map_err(|_| KeyError::Form("a path is shorter than 4 GiB"))?;
+    hkdf(app_key, &[&[0xff], b"ed25519", &length.to_be_bytes(), path.as_bytes()])
 }
 
 /// The P-256 key of a scalar.
@@ -181,6 +192,17 @@ mod tests {
         same(&app_key, "cf8e2da891fdc16167e0eb7f8701cc75d89a6bbc7804f8d58d3fdf0512d6027b");
         let path = of_path(&app_key, "wallet/eth").unwrap();
         same(&path, "160da35de75a7a847ba6102080b9a4fa70712bff16720d2a37ce80eb6dc5c3d2");
+    }
+
+    #[test]
+    fn p13_no_path_gives_the_same_bytes_to_two_curves() {
+        let app_key = Secret::from([0x33; 32]);
+        let mut seen = std::collections::HashSet::new();
+        // Among them what a text would have to be to reach the other derivation.
+        for path in ["", "a", "ed25519", "\u{ff}ed25519\0\0\0\u{1}a", "\u{ff}ed25519", "a\0"] {
+            assert!(seen.insert(of_path(&app_key, path).unwrap().expose().to_vec()), "{path:?}");
+            assert!(seen.insert(ed25519_of_path(&app_key, path).unwrap().expose().to_vec()), "{path:?}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use crate::{KeyError, Secret};
 use dstack_core::ids::AppId;
+use k256::ecdsa::signature::hazmat::PrehashVerifier;
 use k256::ecdsa::{RecoveryId, Signature, SigningKey, VerifyingKey};
 use sha3::{Digest, Keccak256};
 
@@ -57,6 +58,21 @@ pub fn recover(message: &[u8], signature: &Recoverable) -> Result<PublicKey, Key
     };
     let digest = Keccak256::digest(message);
     compressed(&VerifyingKey::recover_from_prehash(&digest, &parsed, id).map_err(|_| refused)?)
+}
+
+/// Whether a signature over a digest is by this public key (SEC1, compressed or not). A recovery id after the 64 bytes
+/// is not looked at.
+///
+/// # Errors
+/// [`KeyError::Form`] when the key is none.
+pub fn verify_digest(public_key: &[u8], digest: &[u8; 32], signature: &[u8]) -> Result<bool, KeyError> {
+    let key = VerifyingKey::from_sec1_bytes(public_key);
+    let key = key.map_err(|_| KeyError::Form("not a secp256k1 public key"))?;
+    let body = match signature {
+        [body @ .., _] if body.len() == 64 => body,
+        body => body,
+    };
+    Ok(Signature::from_slice(body).is_ok_and(|parsed| key.verify_prehash(digest, &parsed).is_ok()))
 }
 
 /// What the root key signs of an app's public key: domain, `:`, app id, key.
@@ -163,6 +179,25 @@ mod tests {
         assert_eq!(data[32..], [0; 32]);
         assert_ne!(bootstrap_report_data(&[1, 2], &[4; 33]), data);
         assert_ne!(bootstrap_report_data(&[1], &[3; 33]), data);
+    }
+
+    #[test]
+    fn a_signature_is_of_its_key_and_digest() {
+        let (roots, _) = roots();
+        let (digest, key) = ([7; 32], public_key(&roots.k256).unwrap());
+        let signature = sign_digest(&roots.k256, &digest).unwrap();
+        for good in [&signature[..], &signature[..64]] {
+            assert!(verify_digest(&key, &digest, good).unwrap());
+        }
+        for bad in [&signature[..63], &signature[1..], &[], &[0; 64], &[signature.as_slice(), &[0]].concat()]
+        {
+            assert!(!verify_digest(&key, &digest, bad).unwrap(), "{bad:?}");
+        }
+        assert!(!verify_digest(&key, &[8; 32], &signature).unwrap());
+        assert!(!verify_digest(&public_key(&roots.ca).unwrap(), &digest, &signature).unwrap());
+        for no_key in [&[][..], &[2; 32], &[9; 33]] {
+            assert!(verify_digest(no_key, &digest, &signature).is_err(), "{no_key:?}");
+        }
     }
 
     #[test]

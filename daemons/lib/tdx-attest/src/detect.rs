@@ -6,7 +6,7 @@
 //! missing driver is a failure. Settings and environment variables are not asked.
 
 use crate::platform::{AttestError, Platform};
-use crate::simulated::{Simulated, Vsock};
+use crate::simulated::{Simulated, Unix, Vsock};
 use crate::tdx::{Paths, Tdx};
 use std::fs;
 use std::path::Path;
@@ -38,6 +38,17 @@ pub fn kind(root: &Path) -> Kind {
 /// [`AttestError::NoDriver`] in a TD whose kernel has no driver.
 pub fn detect() -> Result<Box<dyn Platform>, AttestError> {
     detect_under(Path::new("/"))
+}
+
+/// [`detect`], with the simulated TEE at a Unix socket where there is one. In a TD it changes nothing.
+///
+/// # Errors
+/// As [`detect`].
+pub fn detect_with(simulated: Option<&Path>) -> Result<Box<dyn Platform>, AttestError> {
+    match (kind(Path::new("/")), simulated) {
+        (Kind::Simulated, Some(socket)) => Ok(Box::new(Simulated::new(Unix(socket.to_owned())))),
+        _ => detect(),
+    }
 }
 
 /// [`detect`] under another root directory.

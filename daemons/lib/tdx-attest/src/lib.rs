@@ -15,6 +15,6 @@ pub mod platform;
 pub mod simulated;
 pub mod tdx;
 
-pub use detect::detect;
+pub use detect::{detect, detect_with};
 pub use log::{Attested, EventLog, LogError};
 pub use platform::{AttestError, Platform, Registers};

@@ -3,7 +3,7 @@
 
 use dstack_core::ccel::CcelError;
 use dstack_core::event_log::{Digest, Event};
-use dstack_core::quote_sim_wire::WireError;
+use dstack_core::quote_sim_wire::{Certified, WireError};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -80,5 +80,14 @@ pub trait Platform: Send + Sync {
     /// [`AttestError::Firmware`] when it is there but damaged.
     fn firmware_events(&self) -> Result<Vec<Event>, AttestError> {
         Ok(Vec::new())
+    }
+
+    /// Root certificate and collateral of a simulated TEE, which decide the realm of this guest (trust rule T4); `None`
+    /// where the TEE is a real one.
+    ///
+    /// # Errors
+    /// [`AttestError`].
+    fn certified(&self) -> Result<Option<Certified>, AttestError> {
+        Ok(None)
     }
 }

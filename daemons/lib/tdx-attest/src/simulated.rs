@@ -156,6 +156,10 @@ impl<C: Connect> Platform for Simulated<C> {
     fn registers(&self) -> Result<Registers, AttestError> {
         self.ask(&Request::Registers)
     }
+
+    fn certified(&self) -> Result<Option<Certified>, AttestError> {
+        self.collateral().map(Some)
+    }
 }
 
 #[cfg(test)]

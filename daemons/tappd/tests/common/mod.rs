@@ -9,6 +9,9 @@
     unreachable_pub
 )]
 
+pub mod program;
+pub mod world;
+
 use std::io::Write;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
