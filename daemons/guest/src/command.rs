@@ -48,6 +48,17 @@ pub enum CommandError {
     Failed(&'static str, ExitStatus),
 }
 
+impl CommandError {
+    /// The exit status, when the program had one.
+    #[must_use]
+    pub fn code(&self) -> Option<i32> {
+        match self {
+            Self::Start(..) => None,
+            Self::Failed(_, status) => status.code(),
+        }
+    }
+}
+
 impl Program {
     /// `name` with `args`, without input.
     #[must_use]
@@ -77,11 +88,23 @@ impl Program {
     /// # Errors
     /// [`CommandError`] when it cannot start or does not exit with 0.
     pub fn run(&self) -> Result<(), CommandError> {
+        self.run_up_to(0)
+    }
+
+    /// [`Self::run`] for a program whose success has several exit statuses: 0 to `most`.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub fn run_up_to(&self, most: i32) -> Result<(), CommandError> {
         let start = |e| CommandError::Start(self.name, e);
         let mut child = dstack_sys::child::spawn(&mut self.command(), &[]).map_err(start)?;
         feed(&mut child, self.input.as_ref());
         let status = child.wait().map_err(start)?;
-        if status.success() { Ok(()) } else { Err(CommandError::Failed(self.name, status)) }
+        if status.code().is_some_and(|code| (0..=most).contains(&code)) {
+            Ok(())
+        } else {
+            Err(CommandError::Failed(self.name, status))
+        }
     }
 }
 
@@ -124,5 +147,8 @@ mod tests {
         let error = Program::new("false", &["--key=secret"]).run().unwrap_err().to_string();
         assert!(error.starts_with("false failed") && !error.contains("secret"), "{error}");
         assert!(matches!(Program::new("no-such-program", &[]).run(), Err(CommandError::Start(..))));
+        let two = Program::new("sh", &["-c", "exit 2"]);
+        assert_eq!(two.run().unwrap_err().code(), Some(2));
+        assert!(two.run_up_to(2).is_ok() && two.run_up_to(1).is_err());
     }
 }

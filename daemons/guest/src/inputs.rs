@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The host's inputs: bytes in, checked values out. Everything here is hostile until a measurement says otherwise (T6).
 
-use crate::keys::{self, Keys};
+use crate::kms::address::{ADDRESSES_MAX, Address};
 use dstack_core::boot::Failure;
-use dstack_core::compose::{AppCompose, ComposeError};
+use dstack_core::compose::{AppCompose, ComposeError, KeyProvider};
 use dstack_core::config_disk::{self, ConfigDiskError, File, Files};
-use dstack_core::ids::{AppId, ComposeHash, IdError, InstanceId};
+use dstack_core::ids::{AppId, ComposeHash, IdError, InstanceId, OsImageHash};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -15,6 +15,31 @@ pub type Env = BTreeMap<String, String>;
 
 /// Random bytes behind an instance id.
 pub type Seed = [u8; 20];
+
+/// Largest `vm_config`, bytes.
+const VM_CONFIG_MAX: usize = 4096;
+
+/// Where the app's keys come from, as the measured compose file says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Provider {
+    /// Nowhere: they live as long as the boot (T24).
+    None,
+    /// The key service with this public key (SPKI DER), and no other (T3).
+    Kms(Vec<u8>),
+}
+
+/// What the host says beside the deployer's files: claims.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// Where the key service may be.
+    pub kms_urls: Vec<String>,
+    /// The same, parsed; URLs that are none are left out.
+    pub kms: Vec<Address>,
+    /// The image that it launched (T2).
+    pub os_image_hash: Option<OsImageHash>,
+    /// The VM's shape, JSON text.
+    pub vm_config: String,
+}
 
 /// Checked inputs of one boot.
 #[derive(Debug)]
@@ -29,8 +54,16 @@ pub struct Inputs {
     pub app_id: AppId,
     /// This instance; `None` when the app wants none.
     pub instance_id: Option<InstanceId>,
-    /// The deployer's environment.
-    pub env: Env,
+    /// Where keys come from.
+    pub provider: Provider,
+    /// What the host says.
+    pub hints: Hints,
+    /// Digest of all the host's files (T6).
+    pub host_inputs: [u8; 32],
+    /// The deployer's encrypted environment; empty when there is none.
+    pub sealed_env: Vec<u8>,
+    /// Who sent it; empty when nobody says.
+    pub env_signature: Vec<u8>,
     /// Bytes for the app that nobody measured.
     pub user_config: Vec<u8>,
 }
@@ -47,8 +80,8 @@ pub enum InputError {
     /// A JSON file of the host.
     #[error("{0} is not valid: {1}")]
     Json(&'static str, serde_json::Error),
-    /// An id in `instance-info.json`.
-    #[error("instance-info.json: {0}")]
+    /// An id or hash in `instance-info.json` or `sys-config.json`.
+    #[error("instance-info.json or sys-config.json: {0}")]
     Id(#[from] IdError),
     /// The description of the app.
     #[error(transparent)]
@@ -63,9 +96,12 @@ pub enum InputError {
         /// What the compose hash says.
         own: AppId,
     },
-    /// The key provider refused.
-    #[error("{}", .0.sentence())]
-    Keys(Failure),
+    /// A key provider that this image does not have.
+    #[error("{}", Failure::KeysUnsupported.sentence())]
+    Provider,
+    /// What the measured compose file asks for and this image does not have. It is never passed over.
+    #[error("app-compose.json asks for {0}, which this guest image does not support yet; remove the key")]
+    Unsupported(&'static str),
 }
 
 impl InputError {
@@ -74,9 +110,9 @@ impl InputError {
     pub const fn failure(&self) -> Failure {
         match self {
             Self::Disk(_) | Self::Missing(_) | Self::Json(..) | Self::Id(_) => Failure::ConfigInvalid,
-            Self::Compose(_) => Failure::ComposeInvalid,
+            Self::Compose(_) | Self::Unsupported(_) => Failure::ComposeInvalid,
             Self::AppId { .. } => Failure::AppIdMismatch,
-            Self::Keys(failure) => *failure,
+            Self::Provider => Failure::KeysUnsupported,
         }
     }
 }
@@ -89,28 +125,89 @@ struct InstanceInfo {
     instance_id_seed: Option<String>,
 }
 
-/// Parses the buffer that holds the whole config disk, and with it chooses the key provider.
+/// `sys-config.json`; other keys are for others.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct SysConfig {
+    kms_urls: Vec<String>,
+    os_image_hash: String,
+    vm_config: String,
+}
+
+/// Parses the buffer that holds the whole config disk.
 ///
-/// `seed` is used when the host keeps none.
+/// `seed` is used when the host keeps none and nothing outlives the boot.
 ///
 /// # Errors
 /// [`InputError`] names the first input that is wrong.
-pub fn parse(disk: &[u8], seed: Seed) -> Result<(Inputs, Box<dyn Keys>), InputError> {
+pub fn parse(disk: &[u8], seed: Seed) -> Result<Inputs, InputError> {
     let mut files = config_disk::parse(disk)?;
+    let host_inputs = config_disk::digest(&files);
     let name = File::AppCompose.name();
     let compose_bytes = files.remove(&File::AppCompose).ok_or(InputError::Missing(name))?;
     let compose = AppCompose::parse(&compose_bytes)?;
+    supported(&compose)?;
     let compose_hash = ComposeHash::of(&compose_bytes);
-    let keys = keys::provider(&compose).map_err(InputError::Keys)?;
+    let provider = provider(&compose)?;
     let info: InstanceInfo = json(&files, File::InstanceInfo)?;
-    // Addresses of services: nothing uses them without a key provider, yet a damaged file is not passed over.
-    let _hints: serde_json::Map<String, serde_json::Value> = json(&files, File::SysConfig)?;
-    let app_id = app_id(&info, compose_hash)?;
-    let seed = given(info.instance_id_seed.as_deref()).map_or(Ok(seed), parse_seed)?;
+    let hints = hints(json(&files, File::SysConfig)?)?;
+    let app_id = app_id(&info, compose_hash, &provider)?;
+    let seed = match (given(info.instance_id_seed.as_deref()), &provider) {
+        (Some(text), _) => parse_seed(text)?,
+        // Keys and disk of an instance follow its seed: another one at each boot would be another instance.
+        (None, Provider::Kms(_)) if !compose.no_instance_id => {
+            return Err(InputError::Missing("instance_id_seed in instance-info.json"));
+        }
+        (None, _) => seed,
+    };
     let instance_id = (!compose.no_instance_id).then(|| instance_id(&seed, &app_id));
-    let env = open_env(&files, keys.as_ref())?;
-    let user_config = files.remove(&File::UserConfig).unwrap_or_default();
-    Ok((Inputs { compose_bytes, compose, compose_hash, app_id, instance_id, env, user_config }, keys))
+    let mut take = |file| files.remove(&file).unwrap_or_default();
+    Ok(Inputs {
+        sealed_env: take(File::EncryptedEnv),
+        env_signature: take(File::EncryptedEnvSig),
+        user_config: take(File::UserConfig),
+        compose_bytes,
+        compose,
+        compose_hash,
+        app_id,
+        instance_id,
+        provider,
+        hints,
+        host_inputs,
+    })
+}
+
+/// A promise that the app asks for is kept or refused.
+fn supported(compose: &AppCompose) -> Result<(), InputError> {
+    match compose {
+        c if c.rollback.is_some() => Err(InputError::Unsupported("rollback protection (rollback)")),
+        c if c.secure_time => Err(InputError::Unsupported("authenticated time (secure_time)")),
+        _ => Ok(()),
+    }
+}
+
+fn provider(compose: &AppCompose) -> Result<Provider, InputError> {
+    match compose.key_provider() {
+        KeyProvider::None => Ok(Provider::None),
+        KeyProvider::Kms if compose.key_provider_spki().is_empty() => {
+            Err(ComposeError::Field("key_provider kms needs key_provider_id").into())
+        }
+        KeyProvider::Kms => Ok(Provider::Kms(compose.key_provider_spki())),
+        KeyProvider::Local => Err(InputError::Provider),
+    }
+}
+
+fn hints(config: SysConfig) -> Result<Hints, InputError> {
+    if config.vm_config.len() > VM_CONFIG_MAX {
+        return Err(InputError::Missing("vm_config of 4096 bytes at most in sys-config.json"));
+    }
+    let kms_urls: Vec<String> = config.kms_urls.into_iter().take(ADDRESSES_MAX).collect();
+    Ok(Hints {
+        kms: kms_urls.iter().filter_map(|url| Address::parse(url)).collect(),
+        kms_urls,
+        os_image_hash: given(Some(&config.os_image_hash)).map(str::parse).transpose()?,
+        vm_config: config.vm_config,
+    })
 }
 
 /// `sha256(seed ‖ app id)`, the first 20 bytes.
@@ -134,12 +231,13 @@ fn given(text: Option<&str>) -> Option<&str> {
     text.filter(|t| !t.is_empty())
 }
 
-/// Only a kms may vouch for an app id that is not the compose file's own.
-fn app_id(info: &InstanceInfo, hash: ComposeHash) -> Result<AppId, InputError> {
+/// Only a kms may vouch for an app id that is not the compose file's own (T1).
+fn app_id(info: &InstanceInfo, hash: ComposeHash, provider: &Provider) -> Result<AppId, InputError> {
     let own = hash.app_id();
-    match given(info.app_id.as_deref()) {
-        None => Ok(own),
-        Some(text) => match text.parse()? {
+    match (given(info.app_id.as_deref()), provider) {
+        (None, _) => Ok(own),
+        (Some(text), Provider::Kms(_)) => Ok(text.parse()?),
+        (Some(text), Provider::None) => match text.parse()? {
             id if id == own => Ok(own),
             given => Err(InputError::AppId { given, own }),
         },
@@ -149,14 +247,6 @@ fn app_id(info: &InstanceInfo, hash: ComposeHash) -> Result<AppId, InputError> {
 fn parse_seed(text: &str) -> Result<Seed, IdError> {
     // A seed has the shape of an instance id, and its errors.
     text.parse::<InstanceId>().map(|id| *id.as_bytes())
-}
-
-/// P05: an environment that cannot be opened ends the boot.
-fn open_env(files: &Files, keys: &dyn Keys) -> Result<Env, InputError> {
-    match files.get(&File::EncryptedEnv) {
-        Some(blob) if !blob.is_empty() => keys.open_env(blob).map_err(InputError::Keys),
-        _ => Ok(Env::new()),
-    }
 }
 
 #[cfg(test)]

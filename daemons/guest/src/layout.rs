@@ -72,6 +72,24 @@ impl Layout {
         self.run.join("docker-compose.yaml")
     }
 
+    /// The keys that the guest agent gets ([`dstack_keys::handover`]).
+    #[must_use]
+    pub fn app_keys(&self) -> PathBuf {
+        self.private().join("app-keys.json")
+    }
+
+    /// All keys of this boot, until the boot agent is done.
+    #[must_use]
+    pub fn boot_keys(&self) -> PathBuf {
+        self.private().join("boot-keys.json")
+    }
+
+    /// Appears when the boot agent is done: a later run in the same boot has nothing to do.
+    #[must_use]
+    pub fn prepared(&self) -> PathBuf {
+        self.private().join("prepared")
+    }
+
     /// Decrypted environment as a JSON object of texts.
     #[must_use]
     pub fn env(&self) -> PathBuf {

@@ -6,23 +6,36 @@
 //!
 //! - [`layout`]: the files they hand to each other
 //! - [`inputs`]: what the host gave, checked; pure
-//! - [`keys`]: the key provider in force
+//! - [`tee`]: the TEE of this machine
+//! - [`measure`]: what of the boot goes into RTMR3
+//! - [`keys`], [`kms`]: the keys of a boot, and where they come from
+//! - [`env`]: the deployer's environment, opened
+//! - [`clock`]: time with a floor
 //! - [`outputs`]: the files the rest of the guest reads; pure, then one writer
 //! - [`disk`]: the encrypted data disk
 //! - [`prepare`]: the order of all that
 //! - [`app`]: login, scripts, docker compose
 //! - [`dotenv`]: values for compose files, without loss; pure
 //! - [`command`]: programs with a clean environment
+//! - [`timing`]: how long each step took
 //! - [`status`], [`follow`]: the boot's status lines, written and streamed
 
 pub mod app;
+pub mod clock;
 pub mod command;
 pub mod disk;
 pub mod dotenv;
+pub mod env;
 pub mod follow;
 pub mod inputs;
 pub mod keys;
+pub mod kms;
 pub mod layout;
+pub mod measure;
 pub mod outputs;
 pub mod prepare;
 pub mod status;
+pub mod tee;
+#[cfg(test)]
+mod testing;
+pub mod timing;

@@ -2,48 +2,85 @@
 //! What the rest of the guest reads below `/run/dstack`.
 
 use crate::dotenv;
+use crate::env::Opened;
 use crate::inputs::{Env, Inputs};
+use crate::keys::BootKeys;
 use crate::layout::Layout;
-use dstack_core::compose::AppCompose;
+use dstack_core::compose::{AppCompose, Runner};
+use dstack_keys::KeyError;
 use rustix::fs::{Mode, OFlags};
+use serde::Deserialize;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
 
 /// A file to write.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub struct Output {
     /// Where.
     pub path: PathBuf,
     /// Permission bits: 0644, or 0600 for secrets.
     pub mode: u32,
-    /// What.
-    pub bytes: Vec<u8>,
+    /// What; wiped when dropped.
+    pub bytes: Zeroizing<Vec<u8>>,
+}
+
+impl std::fmt::Debug for Output {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Output({}, {:o}, {} bytes)", self.path.display(), self.mode, self.bytes.len())
+    }
+}
+
+/// What was found out about this guest, for its agent and its app.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    /// `tdx`, `simulated` or `none`.
+    pub platform: &'a str,
+    /// `intel`, `test:<fingerprint>`, or empty without a TEE.
+    pub realm: &'a str,
+    /// The keys of this boot.
+    pub keys: &'a BootKeys,
+    /// The deployer's environment.
+    pub env: &'a Opened,
 }
 
 /// All files of one boot, in the order in which they are written.
-#[must_use]
-pub fn render(layout: &Layout, inputs: &Inputs, provider: &str) -> Vec<Output> {
-    let public = |name: &str, bytes: Vec<u8>| Output { path: layout.run().join(name), mode: 0o644, bytes };
-    let private = |path: PathBuf, bytes: Vec<u8>| Output { path, mode: 0o600, bytes };
+///
+/// # Errors
+/// When the keys are larger than any reader accepts.
+pub fn render(layout: &Layout, inputs: &Inputs, facts: &Facts<'_>) -> Result<Vec<Output>, KeyError> {
+    let public = |name: &str, bytes: Vec<u8>| Output {
+        path: layout.run().join(name),
+        mode: 0o644,
+        bytes: Zeroizing::new(bytes),
+    };
+    let private = |path: PathBuf, bytes: Zeroizing<Vec<u8>>| Output { path, mode: 0o600, bytes };
     let compose_file = inputs.compose.docker_compose_file.clone().unwrap_or_default();
-    vec![
+    let env = &facts.env.env;
+    Ok(vec![
         public("docker-compose.yaml", compose_file.into_bytes()),
         public("docker-daemon.json", docker_daemon(&inputs.compose)),
         public("user-config", inputs.user_config.clone()),
-        private(layout.env(), json!(inputs.env).to_string().into_bytes()),
-        compose_env(layout, &inputs.env),
-        public("instance.json", instance(inputs, provider)),
+        private(layout.env(), Zeroizing::new(json!(env).to_string().into_bytes())),
+        compose_env(layout, env),
+        private(layout.app_keys(), facts.keys.app.to_json()?),
+        public("instance.json", instance(inputs, facts)),
         public("app-compose.json", inputs.compose_bytes.clone()),
-    ]
+    ])
 }
 
 /// The values for the compose file.
 #[must_use]
 pub fn compose_env(layout: &Layout, env: &Env) -> Output {
-    Output { path: layout.compose_env(), mode: 0o600, bytes: dotenv::render(env).into_bytes() }
+    Output {
+        path: layout.compose_env(),
+        mode: 0o600,
+        bytes: Zeroizing::new(dotenv::render(env).into_bytes()),
+    }
 }
 
 /// Docker's settings. Registries come from the measured compose alone (T5).
@@ -62,17 +99,46 @@ pub fn docker_daemon(compose: &AppCompose) -> Vec<u8> {
     settings.to_string().into_bytes()
 }
 
-/// Who this guest is: ids in hex, the instance id empty when the app wants none.
-fn instance(inputs: &Inputs, provider: &str) -> Vec<u8> {
+/// Who this guest is, and what may be believed about it: ids in hex, the instance id empty when the app wants none.
+fn instance(inputs: &Inputs, facts: &Facts<'_>) -> Vec<u8> {
+    let keys = &facts.keys.app;
     let instance = json!({
         "app_id": inputs.app_id,
         "app_name": inputs.compose.name,
         "compose_hash": inputs.compose_hash,
+        "custody": facts.keys.custody,
+        "env": match facts.env.authenticated {
+            None => "none",
+            Some(true) => "authenticated",
+            Some(false) => "unauthenticated",
+        },
+        "env_skipped": facts.env.skipped,
+        "images": if images_pinned(&inputs.compose) { "pinned" } else { "unpinned" },
         "instance_id": inputs.instance_id.map(|id| id.to_string()).unwrap_or_default(),
-        "key_provider": provider,
-        "platform": "none",
+        "key_provider": keys.provider,
+        "key_provider_id": keys.provider_id,
+        "os_image_hash": keys.os_image_hash,
+        "platform": facts.platform,
+        "realm": facts.realm,
+        "time": "floor",
     });
     instance.to_string().into_bytes()
+}
+
+/// Whether every image of the compose file is named by its digest (T5). A script may run whatever it likes.
+fn images_pinned(compose: &AppCompose) -> bool {
+    #[derive(Deserialize)]
+    struct File {
+        services: BTreeMap<String, Service>,
+    }
+    #[derive(Deserialize)]
+    struct Service {
+        image: Option<String>,
+    }
+    let text = compose.docker_compose_file.as_deref().filter(|_| compose.runner == Runner::DockerCompose);
+    let parsed = text.and_then(|text| serde_saphyr::from_str::<File>(text).ok());
+    let pinned = |service: &Service| service.image.as_ref().is_some_and(|image| image.contains("@sha256:"));
+    parsed.is_some_and(|file| file.services.values().all(pinned))
 }
 
 /// Makes the directories and writes the files, each whole or not at all.
@@ -106,68 +172,5 @@ fn write(output: &Output) -> io::Result<()> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
-mod tests {
-    use super::*;
-    use dstack_core::config_disk::{self, File as ConfigFile};
-
-    fn sample(extra: &serde_json::Value) -> Inputs {
-        let mut compose = json!({
-            "manifest_version": 2, "name": "hello", "runner": "docker-compose",
-            "docker_compose_file": "services: {web: {image: web}}",
-        });
-        compose.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
-        let hints =
-            json!({"docker_registry": "http://evil.example", "registry_mirrors": ["http://evil.example"]});
-        let files = [
-            (ConfigFile::AppCompose, compose.to_string().into_bytes()),
-            (ConfigFile::SysConfig, hints.to_string().into_bytes()),
-            (ConfigFile::UserConfig, b"hi".to_vec()),
-        ];
-        crate::inputs::parse(&config_disk::write(&files.into()).unwrap(), [1; 20]).unwrap().0
-    }
-
-    #[test]
-    fn t05_registries_come_from_the_measured_compose_alone() {
-        let inputs = sample(&json!({"insecure_registries": ["registry.test:5000"]}));
-        let outputs = render(&Layout::default(), &inputs, "none");
-        assert!(outputs.iter().all(|o| !String::from_utf8_lossy(&o.bytes).contains("evil")));
-        let daemon: serde_json::Value = serde_json::from_slice(&docker_daemon(&inputs.compose)).unwrap();
-        assert_eq!(daemon["insecure-registries"], json!(["registry.test:5000"]));
-        assert_eq!(daemon["registry-mirrors"], json!([]));
-        assert_eq!(
-            (&daemon["log-driver"], &daemon["data-root"]),
-            (&json!("journald"), &json!("/data/docker"))
-        );
-    }
-
-    #[test]
-    fn p03_secrets_are_for_their_owner_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let layout = Layout::at(&dir.path().join("run"), dir.path());
-        let mut inputs = sample(&json!({}));
-        inputs.env.insert("TOKEN".into(), "s3cret".into());
-        let outputs = render(&layout, &inputs, "none");
-        for _ in 0..2 {
-            write_all(&layout, &outputs).unwrap();
-        }
-        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode(&layout.private()), 0o700);
-        for output in &outputs {
-            let secret = String::from_utf8_lossy(&output.bytes).contains("s3cret");
-            assert_eq!(mode(&output.path), if secret { 0o600 } else { output.mode }, "{:?}", output.path);
-            assert_eq!(fs::read(&output.path).unwrap(), output.bytes);
-        }
-        let names =
-            fs::read_dir(layout.run()).unwrap().count() + fs::read_dir(layout.private()).unwrap().count();
-        assert_eq!(names, outputs.len() + 1, "no temporary file stays");
-    }
-
-    #[test]
-    fn the_exact_compose_bytes_are_kept() {
-        let inputs = sample(&json!({"zzz": 1.0}));
-        let outputs = render(&Layout::default(), &inputs, "none");
-        let kept = outputs.iter().find(|o| o.path == Layout::default().app_compose()).unwrap();
-        assert_eq!(kept.bytes, inputs.compose_bytes);
-    }
-}
+#[path = "outputs_tests.rs"]
+mod tests;

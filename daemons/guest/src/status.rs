@@ -36,6 +36,11 @@ impl Status {
         self.tell(Line::Instance(id));
     }
 
+    /// The boot cannot go on for now, and keeps trying.
+    pub fn waiting(&self, failure: Failure) {
+        self.tell(Line::Waiting(failure));
+    }
+
     /// The boot failed.
     pub fn error(&self, failure: Failure) {
         self.tell(Line::Error(failure));

@@ -67,6 +67,61 @@ fn t07_a_guest_that_cannot_be_prepared_powers_off() {
 }
 
 #[test]
+fn t12_the_image_gives_the_clock_a_floor() {
+    // Its time of change is the image's build, as of all files; systemd and dstack-prepare look at it.
+    let epoch = "guest-os/mkosi.extra/usr/lib/clock-epoch";
+    assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(epoch).is_file());
+    assert!(read("guest-os/lib/assemble.sh").contains("-T\"$SOURCE_DATE_EPOCH\" --all-time"));
+    let unit = read("units/guest/dstack-prepare.service");
+    assert!(values(&unit, "CapabilityBoundingSet").contains(&"CAP_SYS_TIME".to_owned()));
+    assert!(values(&unit, "ProtectClock").is_empty());
+}
+
+#[test]
+fn t13_the_image_has_what_the_data_disk_needs() {
+    let packages = read("guest-os/mkosi.conf");
+    for package in ["cryptsetup-bin", "dmsetup", "e2fsprogs"] {
+        assert!(packages.lines().any(|l| l.trim() == package), "{package}");
+    }
+    // Nothing of systemd looks into the disk: no crypttab, no fsck unit, no growth by systemd-growfs.
+    let mount = read("units/guest/data.mount");
+    assert!(!mount.contains("systemd-fsck@.service") && !mount.contains("x-systemd.growfs"), "{mount}");
+    assert_eq!(values(&mount, "Requires"), ["dstack-prepare.service"]);
+}
+
+#[test]
+fn t04_a_td_finds_its_driver_and_every_vm_its_vsock() {
+    let modules = read("guest-os/lists/kernel-modules");
+    for module in ["tdx-guest", "tsm_report", "vsock", "vmw_vsock_virtio_transport"] {
+        assert!(modules.lines().any(|l| l == module), "{module}");
+    }
+    let loaded = read("guest-os/mkosi.extra/usr/lib/modules-load.d/dstack.conf");
+    for module in ["tdx-guest", "vmw_vsock_virtio_transport"] {
+        assert!(loaded.lines().any(|l| l == module), "{module}");
+    }
+    let unit = read("units/guest/dstack-prepare.service");
+    for after in ["systemd-modules-load.service", "sys-kernel-config.mount"] {
+        assert!(values(&unit, "After").contains(&after.to_owned()), "{after}");
+    }
+    for path in ["-/sys/kernel/config", "-/sys/devices/virtual/misc/tdx_guest"] {
+        assert!(values(&unit, "ReadWritePaths").contains(&path.to_owned()), "{path}");
+    }
+    for family in ["AF_VSOCK", "AF_INET", "AF_INET6"] {
+        assert!(values(&unit, "RestrictAddressFamilies").contains(&family.to_owned()), "{family}");
+    }
+}
+
+#[test]
+fn a_boot_without_network_is_not_held_up_by_it() {
+    let unit = read("units/guest/dstack-prepare.service");
+    assert!(values(&unit, "Wants").contains(&"systemd-networkd.service".to_owned()));
+    for key in ["After", "Requires"] {
+        assert!(values(&unit, key).iter().all(|unit| !unit.contains("network")), "{key}");
+    }
+    assert_eq!(values(&unit, "TimeoutStartSec"), ["infinity"]);
+}
+
+#[test]
 fn p03_the_secrets_directory_is_roots_alone() {
     let tmpfiles = read("units/guest/dstack-guest.tmpfiles");
     assert!(tmpfiles.contains("d /run/dstack/private 0700 root root -"));

@@ -9,7 +9,7 @@
 //! - [`image`]: `metadata.json` and `sha256sum.txt` of a guest image
 //! - [`event_log`]: the events behind RTMR3
 //! - [`ccel`]: the firmware's event log
-//! - [`luks`]: the LUKS2 header of a data disk
+//! - [`luks`], [`ext4`]: the LUKS2 header of a data disk, and the file system in it
 //! - [`config_disk`]: the tar that carries the host's inputs into the guest
 //! - [`boot`]: the lines a guest sends about its boot
 //! - [`csr`]: how a guest asks for a certificate
@@ -30,6 +30,7 @@ pub mod csr;
 pub mod env;
 pub mod env_signature;
 pub mod event_log;
+pub mod ext4;
 pub mod home;
 pub mod ids;
 pub mod image;

@@ -82,31 +82,47 @@ impl AppKeys {
     }
 }
 
-/// A secret as 64 hex digits.
-mod secret_hex {
+/// A secret as 64 hex digits, for `#[serde(with = …)]`.
+pub mod secret_hex {
     use super::{Deserialize, Deserializer, Secret, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(secret: &Secret, out: S) -> Result<S::Ok, S::Error> {
+    /// Writes it.
+    ///
+    /// # Errors
+    /// The writer's.
+    pub fn serialize<S: Serializer>(secret: &Secret, out: S) -> Result<S::Ok, S::Error> {
         out.serialize_str(&secret.expose_hex())
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Secret, D::Error> {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// The reader's, and for what is no secret.
+    pub fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Secret, D::Error> {
         super::from_hex(String::deserialize(input)?)
     }
 }
 
 /// The same, or null.
-mod optional_hex {
+pub mod optional_hex {
     use super::{Deserialize, Deserializer, Secret, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(secret: &Option<Secret>, out: S) -> Result<S::Ok, S::Error> {
+    /// Writes it.
+    ///
+    /// # Errors
+    /// The writer's.
+    pub fn serialize<S: Serializer>(secret: &Option<Secret>, out: S) -> Result<S::Ok, S::Error> {
         match secret {
             Some(secret) => super::secret_hex::serialize(secret, out),
             None => out.serialize_none(),
         }
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Secret>, D::Error> {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// The reader's, and for what is no secret.
+    pub fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Secret>, D::Error> {
         Option::<String>::deserialize(input)?.map(super::from_hex).transpose()
     }
 }

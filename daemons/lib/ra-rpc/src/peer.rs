@@ -223,6 +223,12 @@ impl Verifier {
         Self { clock, ..self }
     }
 
+    /// The realm of its roots, as text.
+    #[must_use]
+    pub fn realm(&self) -> String {
+        self.roots.realm().to_string()
+    }
+
     /// The time by its clock, and never before what was verified (trust rule T12), seconds since 1970.
     #[must_use]
     pub fn now(&self) -> u64 {

@@ -10,7 +10,7 @@ pub const NAME: &str = "org.dstack.teepod1";
 pub const PATH: &str = "/org/dstack/teepod1";
 
 /// Options of a call. `CreateVm`: `image s`, `vcpus u`, `memory t` (bytes), `disk t` (bytes), `ports a(ssqq)`,
-/// `encrypted_env ay`, `app_id s`, `user_config ay`, `autostart b`, `start b` (default true).
+/// `encrypted_env ay`, `encrypted_env_sig ay`, `app_id s`, `user_config ay`, `autostart b`, `start b` (default true).
 pub type Options<'a> = HashMap<&'a str, zbus::Variant<'a>>;
 
 /// A port mapping: protocol (`tcp`, `udp`), host address, host port, VM port.
