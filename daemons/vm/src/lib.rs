@@ -3,7 +3,7 @@
 //!
 //! One thread, one poll loop. [`engine`] decides everything and does no I/O; [`run`] feeds it events and carries out
 //! its actions; the other modules are the ends that it talks to: QEMU ([`qmp`], [`console`], [`hypervisor`]), the guest
-//! ([`guest`], [`shutdown`]), systemd ([`notify`], [`journal`]) and teepod ([`home`]). teepod may be away at any time.
+//! ([`guest`], [`shutdown`], [`relay`]), systemd ([`notify`], [`journal`]) and teepod ([`home`]). teepod may be away at any time.
 
 pub mod console;
 pub mod disk;
@@ -19,6 +19,7 @@ pub mod net;
 pub mod notify;
 pub mod probe;
 pub mod qmp;
+pub mod relay;
 pub mod run;
 pub mod setup;
 pub mod shutdown;

@@ -10,15 +10,18 @@ use crate::journal::{Journal, Priority, VM_FAILED};
 use crate::lines::Lines;
 use crate::notify::Notify;
 use crate::qmp::{Message, Qmp};
+use crate::relay::{self, Relay};
 use crate::setup::{self, Place, SetupError};
 use crate::shutdown::Call;
 use dstack_core::home::{Phase, Status};
+use dstack_core::quote_sim_wire;
 use dstack_core::spec::LaunchSpec;
 use dstack_sys::signal::{self, Signals};
+use dstack_sys::vsock::Guest;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
@@ -41,6 +44,7 @@ enum Token {
     Guest,
     Call,
     Home,
+    Relay(relay::Ready),
     Pending(usize),
     Client(usize),
 }
@@ -62,10 +66,11 @@ struct Vm {
     stderr: Option<(OwnedFd, Lines)>,
     words: String,
     hub: Hub,
-    guest: dstack_sys::vsock::Guest,
+    guest: Guest,
     link: GuestLink,
     call: Option<Call>,
     home: Home,
+    relay: Option<Relay>,
     report_at: Duration,
     unreported: bool,
     watchdog: Option<(Duration, Duration)>,
@@ -112,6 +117,17 @@ fn tell_home(path: PathBuf, launch: &LaunchSpec, error: &str) {
     Home::new(path, launch.vm.name.clone()).tick(Duration::ZERO, || status);
 }
 
+/// Where vsock is in user space, the guest reaches the simulated TEE through here. A VM runs without, too.
+fn listen(guest: &Guest, journal: &Journal) -> Option<Relay> {
+    let Guest::User(vsock) = guest else { return None };
+    let relay = Relay::listen(vsock, Path::new(quote_sim_wire::SOCKET));
+    let failed = |e: &io::Error| {
+        let text = format!("The guest cannot reach the simulated TEE of this host: {e}");
+        journal.log(Priority::Warning, None, &text);
+    };
+    relay.inspect_err(failed).ok()
+}
+
 const fn times(launch: &LaunchSpec) -> Times {
     Times {
         progress: Duration::from_secs(launch.progress_timeout),
@@ -131,6 +147,7 @@ impl Vm {
     ) -> Self {
         let notify = Notify;
         let interval = notify.watchdog_interval();
+        let relay = listen(&hypervisor.guest, &journal);
         Self {
             began,
             engine: Engine::new(times(launch), launch.cid),
@@ -148,6 +165,7 @@ impl Vm {
             guest: hypervisor.guest,
             call: None,
             home: Home::new(home, launch.vm.name.clone()),
+            relay,
             report_at: Duration::ZERO,
             unreported: false,
             watchdog: interval.map(|interval| (Duration::ZERO, interval)),
@@ -215,6 +233,10 @@ impl Vm {
         add(Token::Guest, self.link.interest());
         add(Token::Call, self.call.as_ref().and_then(Call::interest));
         add(Token::Home, self.home.interest());
+        self.relay
+            .iter()
+            .flat_map(Relay::interests)
+            .for_each(|(r, fd, f)| add(Token::Relay(r), Some((fd, f))));
         self.home.pending().enumerate().for_each(|(n, i)| add(Token::Pending(n), Some(i)));
         self.hub.clients().enumerate().for_each(|(n, i)| add(Token::Client(n), Some(i)));
         all
@@ -235,6 +257,7 @@ impl Vm {
             self.watchdog = Some((at.max(now) + interval, interval));
         }
         self.link.tick(now);
+        self.relay.iter_mut().for_each(Relay::sweep);
         self.feed(Event::Tick);
         let engine = &self.engine;
         self.home.tick(now, || engine.status());
@@ -272,6 +295,7 @@ impl Vm {
                 }
             }
             Token::Home => self.home_ready(),
+            Token::Relay(ready) => self.relay.iter_mut().for_each(|relay| relay.ready(ready)),
             Token::Pending(index) => self.home.pending_ready(index, now),
             Token::Client(index) => self.hub.client_ready(index),
         }
