@@ -4,7 +4,7 @@
 use dstack_core::spec::{PortMapping, Protocol};
 use dstack_sys::vsock::{Connecting, Guest};
 use std::io;
-use std::net::{TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 
 /// Questions to the host; tests answer them themselves.
 pub trait Host: Send + Sync + 'static {
@@ -20,6 +20,10 @@ pub trait Host: Send + Sync + 'static {
     /// # Errors
     /// When the kernel does not say.
     fn boot_id(&self) -> io::Result<String>;
+    /// The address by which this host is reached from outside; none without a route.
+    fn own_address(&self) -> Option<IpAddr> {
+        None
+    }
 }
 
 /// The real host.
@@ -59,6 +63,13 @@ impl Host for ThisHost {
 
     fn boot_id(&self) -> io::Result<String> {
         Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    }
+
+    /// The kernel chooses the address for a route to the outside; nothing is sent.
+    fn own_address(&self) -> Option<IpAddr> {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+        socket.local_addr().ok().map(|address| address.ip()).filter(|ip| !ip.is_loopback())
     }
 }
 

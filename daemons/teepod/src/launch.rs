@@ -7,6 +7,7 @@ use crate::vm::Record;
 use dstack_core::config_disk::{File, Files};
 use dstack_core::spec::{CONFIG_DISK, LAUNCH_VERSION, LaunchSpec, Network, Platform, Vsock, mr_config_id};
 use serde::{Deserialize, Serialize};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 /// The vhost-user vsock program beside the other helpers.
@@ -26,16 +27,32 @@ pub struct Ground {
 /// `sys-config.json`: the host's hints to the guest, hostile until measured.
 #[derive(Debug, Serialize)]
 struct SysConfig<'a> {
-    kms_urls: &'a [String],
+    kms_urls: Vec<String>,
     tproxy_urls: &'a [String],
     pccs_url: &'a str,
     os_image_hash: String,
+    /// JSON text: what a verifier needs to know of the VM's shape.
+    vm_config: String,
 }
+
+/// `vm_config`.
+#[derive(Debug, Serialize)]
+struct VmConfig {
+    spec_version: u32,
+    os_image_hash: String,
+    cpu_count: u32,
+    memory_size: u64,
+}
+
+/// Port of a key service.
+const KMS_PORT: u16 = 9043;
 
 /// `instance-info.json`: what the host keeps for the guest.
 #[derive(Debug, Serialize)]
 struct InstanceInfo {
     app_id: String,
+    /// Behind the instance id, and so behind the disk's key: the same for the whole life of a VM.
+    instance_id_seed: String,
 }
 
 /// The launch specification of a VM.
@@ -68,16 +85,44 @@ pub fn launch(record: &Record, settings: &Settings, ground: &Ground, image: &Ima
     }
 }
 
-/// Puts the host's own files among those of the deployer.
-pub fn host_files(files: &mut Files, record: &Record, settings: &Settings, image: &Image) {
+/// Where guests look for the key service: as configured, else on this host, by the address that the outside knows (a
+/// guest reaches no loopback service). A hint: the app's compose file pins the key.
+#[must_use]
+pub fn kms_urls(settings: &Settings, own: Option<IpAddr>) -> Vec<String> {
+    match own {
+        Some(ip) if settings.kms_urls.is_empty() => {
+            vec![format!("https://{}", SocketAddr::new(ip, KMS_PORT))]
+        }
+        _ => settings.kms_urls.clone(),
+    }
+}
+
+/// Puts the host's own files among those of the deployer. `own` is this host's address.
+pub fn host_files(
+    files: &mut Files,
+    record: &Record,
+    settings: &Settings,
+    image: &Image,
+    own: Option<IpAddr>,
+) {
+    let vm = VmConfig {
+        spec_version: 1,
+        os_image_hash: image.manifest.hash.to_string(),
+        cpu_count: record.spec.vcpus,
+        memory_size: record.spec.memory,
+    };
     let sys = SysConfig {
-        kms_urls: &settings.kms_urls,
+        kms_urls: kms_urls(settings, own),
         tproxy_urls: &settings.tproxy_urls,
         pccs_url: &settings.pccs_url,
         os_image_hash: image.manifest.hash.to_string(),
+        vm_config: serde_json::to_string(&vm).unwrap_or_default(),
     };
-    let instance = InstanceInfo { app_id: record.spec.app_id.to_string() };
-    // Strings only: their JSON always exists.
+    let instance = InstanceInfo {
+        app_id: record.spec.app_id.to_string(),
+        instance_id_seed: hex::encode(record.instance_seed()),
+    };
+    // Strings and numbers only: their JSON always exists.
     files.insert(File::SysConfig, serde_json::to_vec(&sys).unwrap_or_default());
     files.insert(File::InstanceInfo, serde_json::to_vec(&instance).unwrap_or_default());
 }

@@ -22,7 +22,7 @@ fn record(name: &str) -> Record {
         autostart: false,
         created_at: 0,
     };
-    Record { spec, cid: 1000, start_pending: true, removing: false }
+    Record { spec, cid: 1000, start_pending: true, removing: false, seed: None }
 }
 
 fn files() -> Files {

@@ -77,7 +77,7 @@ fn example() -> Result<Record, Box<dyn std::error::Error>> {
         autostart: false,
         created_at: 0,
     };
-    Ok(Record { spec, cid: 0, start_pending: false, removing: false })
+    Ok(Record { spec, cid: 0, start_pending: false, removing: false, seed: None })
 }
 
 #[cfg(test)]

@@ -76,6 +76,7 @@ pub fn create(name: String, compose: Vec<u8>, options: OwnedOptions) -> Result<C
         disk: options.take("disk", "t")?,
         ports: options.ports()?.unwrap_or_default(),
         encrypted_env: options.take("encrypted_env", "ay")?,
+        encrypted_env_sig: options.take("encrypted_env_sig", "ay")?,
         app_id: options.parse("app_id", app_id)?,
         user_config: options.take("user_config", "ay")?,
         autostart: options.take("autostart", "b")?.unwrap_or(false),
@@ -88,6 +89,7 @@ pub fn create(name: String, compose: Vec<u8>, options: OwnedOptions) -> Result<C
         "disk",
         "ports",
         "encrypted_env",
+        "encrypted_env_sig",
         "app_id",
         "user_config",
         "autostart",
@@ -105,9 +107,10 @@ pub fn upgrade(compose: Vec<u8>, options: OwnedOptions) -> Result<Upgrade, Error
     let upgrade = Upgrade {
         compose,
         encrypted_env: options.take("encrypted_env", "ay")?,
+        encrypted_env_sig: options.take("encrypted_env_sig", "ay")?,
         user_config: options.take("user_config", "ay")?,
     };
-    options.end(&["encrypted_env", "user_config"]).map(|()| upgrade)
+    options.end(&["encrypted_env", "encrypted_env_sig", "user_config"]).map(|()| upgrade)
 }
 
 /// The options of `ResizeVm`.

@@ -36,6 +36,8 @@ pub struct Upgrade {
     pub compose: Vec<u8>,
     /// New encrypted environment; empty removes the old one.
     pub encrypted_env: Option<Vec<u8>>,
+    /// Who signed it; a new environment without a signature removes the old one.
+    pub encrypted_env_sig: Option<Vec<u8>>,
     /// New bytes for the app; empty removes the old ones.
     pub user_config: Option<Vec<u8>>,
 }
@@ -53,7 +55,10 @@ impl Engine {
         self.blocking(move || {
             let mut files = store.config(&name)?;
             files.insert(File::AppCompose, ask.compose);
+            // A signature belongs to one environment.
+            let signature = ask.encrypted_env_sig.or_else(|| ask.encrypted_env.as_ref().map(|_| Vec::new()));
             replace(&mut files, File::EncryptedEnv, ask.encrypted_env);
+            replace(&mut files, File::EncryptedEnvSig, signature);
             replace(&mut files, File::UserConfig, ask.user_config);
             store.save_config(&name, &files)
         })

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! CreateVm: check everything, lease a context id and ports, write the files, and only then let the VM exist.
 
-use super::errors::{bad_compose, invalid};
+use super::errors::{bad_compose, internal, invalid};
 use super::vm::Vm;
 use super::{Engine, Event, Lease};
 use crate::leases::{conflict, free_cid, not_allowed};
 use crate::settings::MIB;
 use crate::vm::Record;
+use crate::vm::record::Seed;
 use dstack_core::compose::AppCompose;
 use dstack_core::config_disk::{File, Files};
 use dstack_core::ids::{AppId, ComposeHash, IdError, ImageName, VmName};
@@ -40,6 +41,8 @@ pub struct Create {
     pub ports: Vec<Port>,
     /// Encrypted environment.
     pub encrypted_env: Option<Vec<u8>>,
+    /// Who signed it.
+    pub encrypted_env_sig: Option<Vec<u8>>,
     /// App id, when it is not the head of the compose hash.
     pub app_id: Option<AppId>,
     /// Bytes for the app, unmeasured.
@@ -86,7 +89,7 @@ impl Engine {
         self.check_limits(&spec)?;
         let (reservation, cid) = self.reserve(&spec)?;
         self.bind_ports(&spec.ports)?;
-        let record = Record { spec, cid, start_pending: ask.start, removing: false };
+        let record = Record { spec, cid, start_pending: ask.start, removing: false, seed: Some(new_seed()?) };
         self.write(&record, ask).await?;
         let vm = Arc::new(Vm::new(record));
         self.insert(&vm);
@@ -120,8 +123,11 @@ impl Engine {
             let image = engine.inner.images.get(&record.spec.image)?;
             let mut files = Files::from([(File::AppCompose, ask.compose)]);
             files.extend(ask.encrypted_env.filter(|b| !b.is_empty()).map(|b| (File::EncryptedEnv, b)));
+            let signature = ask.encrypted_env_sig.filter(|b| !b.is_empty());
+            files.extend(signature.map(|b| (File::EncryptedEnvSig, b)));
             files.extend(ask.user_config.filter(|b| !b.is_empty()).map(|b| (File::UserConfig, b)));
-            crate::launch::host_files(&mut files, &record, &engine.inner.settings, &image);
+            let own = engine.inner.host.own_address();
+            crate::launch::host_files(&mut files, &record, &engine.inner.settings, &image, own);
             Ok::<(), Error>(engine.inner.store.create(&record, &files, |_| {})?)
         })
         .await?
@@ -241,6 +247,13 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// The VM's instance, and so its disk and keys, for its whole life.
+fn new_seed() -> Result<Seed, Error> {
+    let mut seed = Seed::default();
+    getrandom::fill(&mut seed).map_err(|e| internal(&e))?;
+    Ok(seed)
 }
 
 fn port_error(port: &PortMapping, error: &io::Error) -> Error {

@@ -100,7 +100,8 @@ impl Engine {
                 written.spec.compose_hash =
                     ComposeHash::of(old.get(&File::AppCompose).map_or(&[], Vec::as_slice));
                 let mut files = old.clone();
-                host_files(&mut files, &written, &engine.inner.settings, &image);
+                let own = engine.inner.host.own_address();
+                host_files(&mut files, &written, &engine.inner.settings, &image, own);
                 if files != old {
                     store.save_config(&written.spec.name, &files)?;
                 }

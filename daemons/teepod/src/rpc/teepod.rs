@@ -125,6 +125,7 @@ impl Teepod {
         let upgrade = Upgrade {
             compose: ask.compose_file.into_bytes(),
             encrypted_env: Some(ask.encrypted_env).filter(|e| !e.is_empty()),
+            encrypted_env_sig: None,
             user_config: None,
         };
         let hash = self.engine.upgrade(&vm, upgrade).await.map_err(failed)?;
@@ -279,6 +280,7 @@ fn create(ask: VmConfiguration) -> Result<Create, RpcError> {
         disk: Some(u64::from(ask.disk_size) * GIB).filter(|d| *d > 0),
         ports: ask.ports.iter().map(port).collect::<Result<_, _>>()?,
         encrypted_env: Some(ask.encrypted_env),
+        encrypted_env_sig: None,
         app_id: app_id.map_err(|e: dstack_core::ids::IdError| RpcError::failed(e.to_string()))?,
         user_config: None,
         autostart: false,

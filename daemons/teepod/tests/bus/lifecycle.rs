@@ -206,6 +206,23 @@ async fn upgrade_and_resize() {
     let files = dstack_core::config_disk::parse(&disk).unwrap();
     assert_eq!(files[&dstack_core::config_disk::File::AppCompose], compose.as_bytes());
     assert_eq!(files[&dstack_core::config_disk::File::EncryptedEnv], [1, 2, 3]);
+    let config = || {
+        let disk = std::fs::read(world.path("state/vms/a/config.tar")).unwrap();
+        dstack_core::config_disk::parse(&disk).unwrap()
+    };
+    // The signature comes and goes with its environment; the instance stays.
+    let instance = config()[&dstack_core::config_disk::File::InstanceInfo].clone();
+    let signature = dstack_core::config_disk::File::EncryptedEnvSig;
+    let signed = [("encrypted_env", vec![4_u8].into()), ("encrypted_env_sig", b"{}".to_vec().into())];
+    world.manager.upgrade_app("a", compose.as_bytes(), options(&signed)).await.unwrap();
+    assert_eq!(config()[&signature], b"{}");
+    world.manager.upgrade_app("a", compose.as_bytes(), options(&[])).await.unwrap();
+    assert_eq!(config()[&signature], b"{}");
+    let unsigned = options(&[("encrypted_env", vec![1_u8, 2, 3].into())]);
+    world.manager.upgrade_app("a", compose.as_bytes(), unsigned).await.unwrap();
+    assert!(!config().contains_key(&signature));
+    assert_eq!(config()[&dstack_core::config_disk::File::InstanceInfo], instance);
+    assert!(String::from_utf8_lossy(&instance).contains("\"instance_id_seed\":\""));
     assert_eq!(world.manager.get_app_compose("a").await.unwrap(), compose.as_bytes());
     assert!(matches!(world.manager.get_app_compose("b").await, Err(Error::NoSuchVm(_))));
 
