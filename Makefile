@@ -34,7 +34,8 @@ build: ## compile every daemon and command line (release)
 # ---- install: files into DESTDIR; kept with debian/ ------------------------------------------------
 prefix ?= /usr
 BIN ?= $(CARGO_TARGET_DIR)/release
-LIBEXEC = dstack-teepod dstack-vm dstack-vm-net dstack-prepare dstack-app dstack-status dstack-tappd
+LIBEXEC = dstack-teepod dstack-vm dstack-vm-net dstack-prepare dstack-app dstack-status dstack-tappd \
+	dstack-quote-sim
 PUT = install -m 644 -D -t $(DESTDIR)
 UNITS = $(foreach t,service socket slice target timer mount,$(wildcard units/host/*.$(t) units/guest/*.$(t)))
 
@@ -42,11 +43,11 @@ install: ## copy programs, units, policies, man pages into DESTDIR
 	@test -n "$(DESTDIR)" || { echo 'error: give DESTDIR=/some/where'; exit 1; }
 	install -m 755 -D -t $(DESTDIR)$(prefix)/libexec/dstack $(LIBEXEC:%=$(BIN)/%) \
 		daemons/vm/dstack-vm-register debian/image/dstack-image-import
-	install -m 755 -D -t $(DESTDIR)$(prefix)/bin $(BIN)/dstackctl
+	install -m 755 -D -t $(DESTDIR)$(prefix)/bin $(BIN)/dstackctl $(BIN)/tdxctl
 	$(PUT)$(prefix)/lib/dstack units/host/teepod.toml
 	$(PUT)$(prefix)/lib/systemd/system $(UNITS)
 	for d in $(wildcard units/*/*.d); do $(PUT)$(prefix)/lib/systemd/system/$${d##*/} $$d/*.conf || exit; done
-	$(PUT)$(prefix)/lib/systemd/system-preset units/host/90-dstack.preset
+	$(PUT)$(prefix)/lib/systemd/system-preset $(wildcard units/host/*.preset)
 	$(PUT)$(prefix)/lib/systemd/catalog units/host/dstack.catalog
 	install -m 644 -D units/guest/dstack.catalog $(DESTDIR)$(prefix)/lib/systemd/catalog/dstack-guest.catalog
 	for f in $(wildcard units/*/*.sysusers units/*/*.tmpfiles); do n=$${f##*/}; \
