@@ -8,8 +8,8 @@
 pub mod measure;
 
 use dstack_core::{
-    boot, ccel, client_hello, compose, config_disk, csr, env, env_signature, event_log, home, ids, image,
-    luks, quote_sim_wire, sni, spec, upgrade,
+    boot, ccel, client_hello, compose, config_disk, csr, env, env_signature, event_log, ext4, home, ids,
+    image, luks, quote_sim_wire, sni, spec, upgrade,
 };
 
 /// A fuzz target: its name, the function, and well-formed samples to mutate.
@@ -46,6 +46,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "upgrade", run: upgrade, samples: upgrade_samples },
     Target { name: "ids", run: ids, samples: id_samples },
     Target { name: "luks", run: luks, samples: luks_samples },
+    Target { name: "ext4", run: ext4, samples: ext4_samples },
     Target { name: "tdvf", run: measure::tdvf, samples: measure::tdvf_samples },
     Target { name: "uki", run: measure::uki, samples: measure::uki_samples },
 ];
@@ -67,6 +68,20 @@ fn config_disk_samples() -> Vec<Vec<u8>> {
     (0..=files.len())
         .filter_map(|n| config_disk::write(&files.iter().take(n).cloned().collect()).ok())
         .collect()
+}
+
+/// Whatever parses has a block size to divide by.
+pub fn ext4(bytes: &[u8]) {
+    if let Some(block) = ext4::Superblock::parse(bytes) {
+        assert!((1024..=65_536).contains(&block.block_size), "{block:?}");
+        let _ = (block.can_grow(0), block.can_grow(u64::MAX));
+    }
+}
+
+fn ext4_samples() -> Vec<Vec<u8>> {
+    let mut bytes = vec![0; ext4::SIZE];
+    bytes.iter_mut().skip(0x38).zip([0x53, 0xef]).for_each(|(to, from)| *to = from);
+    vec![bytes]
 }
 
 /// Whatever passes names the accepted cipher twice, and no other.

@@ -53,18 +53,34 @@ impl Clock {
         self.floor.fetch_max(past, Ordering::Relaxed);
     }
 
-    /// Sets the system's clock to the floor when it is behind; whether it was.
+    /// Whether the system's clock is behind the floor.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        (self.system)() < self.floor()
+    }
+
+    /// Sets the system's clock to the floor when it is behind.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn correct_system(&self) -> io::Result<bool> {
-        if (self.system)() >= self.floor() {
-            return Ok(false);
+    pub fn correct_system(&self) -> io::Result<()> {
+        if !self.is_behind() {
+            return Ok(());
         }
         let seconds = i64::try_from(self.floor()).map_err(io::Error::other)?;
         clock_settime(ClockId::Realtime, Timespec { tv_sec: seconds, tv_nsec: 0 })?;
-        Ok(true)
+        println!("<4>the clock was behind what is known to be past; it was set to that");
+        Ok(())
     }
+}
+
+/// Sets the system's clock to at least the time in a file, decimal seconds since 1970.
+///
+/// # Errors
+/// When the file cannot be read or is no time, or the kernel refuses.
+pub fn correct_by(file: &Path) -> io::Result<()> {
+    let text = std::fs::read_to_string(file)?;
+    Clock::new(text.trim().parse().map_err(io::Error::other)?, system).correct_system()
 }
 
 fn system() -> u64 {
@@ -97,7 +113,19 @@ mod tests {
         clock.raise(NOW - 1);
         assert_eq!((clock.now(), other.now(), clock.floor()), (NOW, NOW, NOW));
         assert_eq!(Clock::new(NOW - year, || NOW).now(), NOW, "a clock that is right is used");
-        assert!(!Clock::new(1, || NOW).correct_system().unwrap());
+        assert!(clock.is_behind() && !Clock::new(1, || NOW).is_behind());
+        Clock::new(1, || NOW).correct_system().unwrap();
+    }
+
+    #[test]
+    fn a_file_without_a_time_sets_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("clock-floor");
+        assert!(correct_by(&file).is_err());
+        for (text, good) in [("1800\n", true), ("", false), ("-1", false), ("x", false)] {
+            std::fs::write(&file, text).unwrap();
+            assert_eq!(correct_by(&file).is_ok(), good, "{text:?}");
+        }
     }
 
     #[test]

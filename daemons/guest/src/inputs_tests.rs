@@ -105,7 +105,7 @@ fn an_instance_that_outlives_its_boot_needs_the_hosts_seed() {
 }
 
 #[test]
-fn t13_t12_what_cannot_be_kept_is_refused_and_never_passed_over() {
+fn p07_t13_t12_what_cannot_be_kept_is_refused_and_never_passed_over() {
     for extra in [json!({"rollback": "refuse"}), json!({"rollback": "warn"}), json!({"secure_time": true})] {
         let error = boot([(File::AppCompose, compose(extra))].into()).unwrap_err();
         assert_eq!(error.failure(), Failure::ComposeInvalid);

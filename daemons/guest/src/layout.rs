@@ -90,6 +90,12 @@ impl Layout {
         self.private().join("prepared")
     }
 
+    /// The time that is known to be past, decimal seconds since 1970; there only when the clock is behind it.
+    #[must_use]
+    pub fn clock_floor(&self) -> PathBuf {
+        self.run.join("clock-floor")
+    }
+
     /// Decrypted environment as a JSON object of texts.
     #[must_use]
     pub fn env(&self) -> PathBuf {

@@ -55,9 +55,6 @@ pub enum PrepareError {
     /// No data disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// The clock.
-    #[error("the clock is behind what is known to be past, and cannot be set: {0}")]
-    Clock(io::Error),
     /// The files for the other units.
     #[error("cannot write below /run/dstack: {0}")]
     Outputs(io::Error),
@@ -82,12 +79,9 @@ impl PrepareError {
             Self::Env(_) => Failure::EnvInvalid,
             Self::Disk(DiskError::Foreign(_)) => Failure::DiskForeign,
             Self::Disk(_) => Failure::DiskFailed,
-            Self::Keys(_)
-            | Self::KeysLost
-            | Self::Clock(_)
-            | Self::Outputs(_)
-            | Self::Key(_)
-            | Self::Random => Failure::Internal,
+            Self::Keys(_) | Self::KeysLost | Self::Outputs(_) | Self::Key(_) | Self::Random => {
+                Failure::Internal
+            }
         }
     }
 }
@@ -120,24 +114,14 @@ impl std::fmt::Debug for Boot<'_> {
 /// # Errors
 /// [`PrepareError`], for the journal.
 pub fn run(layout: &Layout) -> Result<(), PrepareError> {
-    let clock = Clock::of_image();
     let boot = Boot {
         layout,
         tee: &tee::Machine,
         config_disk: Path::new(CONFIG_DISK),
-        clock: clock.clone(),
+        clock: Clock::of_image(),
         disk: &|key, time| disk::prepare(layout, key, time),
     };
-    correct(&clock)?;
     boot.run()
-}
-
-/// T12: the host's clock counts only from a time that is known to be past.
-fn correct(clock: &Clock) -> Result<(), PrepareError> {
-    if clock.correct_system().map_err(PrepareError::Clock)? {
-        println!("<4>the host's clock was behind what is known to be past; it was set to that");
-    }
-    Ok(())
 }
 
 impl Boot<'_> {
@@ -270,13 +254,14 @@ impl Boot<'_> {
 
     /// The data disk; when it was last written, that time is past (T12).
     fn data_disk(&self, key: &disk::DiskKey) -> Result<(), PrepareError> {
-        let outcome = std::cell::RefCell::new(Ok(()));
-        let time = |written: u64| {
-            self.clock.raise(written);
-            *outcome.borrow_mut() = correct(&self.clock);
-        };
-        (self.disk)(key, &time)?;
-        outcome.into_inner()
+        (self.disk)(key, &|written| self.clock.raise(written))?;
+        if !self.clock.is_behind() {
+            return Ok(());
+        }
+        println!("<4>the host's clock is behind what is known to be past");
+        let bytes = Zeroizing::new(self.clock.floor().to_string().into_bytes());
+        let output = Output { path: self.layout.clock_floor(), mode: 0o644, bytes };
+        outputs::write_all(self.layout, &[output]).map_err(PrepareError::Outputs)
     }
 }
 

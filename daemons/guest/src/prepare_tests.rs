@@ -179,6 +179,13 @@ fn t12_what_the_disk_says_is_past_is_past() {
     let sim = Sim::launched_for(&compose);
     guest.boot_by(&Behind(sim), &testing::files(compose, &[]), &clock).unwrap();
     assert_eq!(clock.floor(), now - 5);
+    assert!(!guest.layout().clock_floor().exists());
+    // A host that has set the clock back: dstack-clock sets it to what the disk knows.
+    let guest = Guest { written: now + 3600, ..Guest::new() };
+    let compose = testing::compose(&json!({}));
+    let sim = Sim::launched_for(&compose);
+    guest.boot(&sim, &testing::files(compose, &[])).unwrap();
+    assert_eq!(fs::read_to_string(guest.layout().clock_floor()).unwrap(), (now + 3600).to_string());
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //!   prints its sentence
 //! - `await-delivery`: until the host has been sent the `ERROR` line, at most 30 seconds
 //! - `stopping`: the guest shuts down in order
+//! - `clock`: sets a clock that is behind to what dstack-prepare knows to be past
 
 use dstack_guest::follow;
 use dstack_guest::layout::Layout;
@@ -30,7 +31,11 @@ fn main() -> ExitCode {
             status.stopping();
             Ok(())
         }
-        _ => Err(io::Error::other("use serve, report prepare, report app, await-delivery or stopping")),
+        ["clock"] => dstack_guest::clock::correct_by(&layout.clock_floor()),
+        _ => {
+            let words = "serve, report prepare, report app, await-delivery, stopping or clock";
+            Err(io::Error::other(format!("use {words}")))
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
