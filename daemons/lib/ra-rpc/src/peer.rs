@@ -9,7 +9,7 @@ use dstack_ra_tls::certificate::{self, CertificateError, Claims, Usage, report_d
 use dstack_ra_tls::{Evidence, Expect, Policy, Roots, Verdict, VerifyError, verify};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::Semaphore;
 use webpki::aws_lc_rs::ECDSA_P256_SHA256;
@@ -191,7 +191,7 @@ pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
 /// Judges peers by roots, policy and collateral.
 pub struct Verifier {
     roots: Roots,
-    policy: Policy,
+    policy: RwLock<Arc<Policy>>,
     collateral: Cache,
     clock: Clock,
     slots: Arc<Semaphore>,
@@ -210,7 +210,7 @@ impl Verifier {
         let since = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         Self {
             roots,
-            policy,
+            policy: RwLock::new(Arc::new(policy)),
             collateral,
             clock: Arc::new(since),
             slots: Arc::new(Semaphore::new(VERIFICATIONS)),
@@ -233,6 +233,23 @@ impl Verifier {
     #[must_use]
     pub fn now(&self) -> u64 {
         (self.clock)().max(self.collateral.floors().not_earlier_than())
+    }
+
+    /// The roots it judges by.
+    #[must_use]
+    pub const fn roots(&self) -> &Roots {
+        &self.roots
+    }
+
+    /// The policy in force.
+    #[must_use]
+    pub fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Judges by another policy from now on; connections that were judged before live on for at most [`VERDICT_TTL`].
+    pub fn set_policy(&self, policy: Policy) {
+        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
     }
 
     /// The collateral, to be refreshed by a timer.
@@ -278,11 +295,27 @@ impl Verifier {
             _ => return Err(PeerError::NoEvidence),
         };
         let milestone = if let Needs::Evidence(milestone) = needs { milestone } else { None };
-        let expect = Expect { report_data: Some(report_data(&claims.public_key)), milestone };
+        self.judge_evidence(&claims.public_key, quote, log, milestone, now).await.map(Some)
+    }
+
+    /// Judges evidence that came otherwise than in a certificate, e.g. in a request for one. It must bind this public
+    /// key (SubjectPublicKeyInfo, DER), whose possession the caller has checked.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn judge_evidence(
+        &self,
+        public_key: &[u8],
+        quote: Vec<u8>,
+        log: Vec<u8>,
+        milestone: Option<Milestone>,
+        now: u64,
+    ) -> Result<Arc<Verdict>, PeerError> {
+        let expect = Expect { report_data: Some(report_data(public_key)), milestone };
         let slot = Arc::clone(&self.slots).acquire_owned().await.map_err(|_| PeerError::Cut)?;
         let platform = PlatformId::of(&quote)?;
         let collateral = self.collateral.of_platform(platform, UNIX_EPOCH + Duration::from_secs(now)).await?;
-        let (roots, mut policy) = (self.roots.clone(), self.policy.clone());
+        let (roots, mut policy) = (self.roots.clone(), Policy::clone(&self.policy()));
         let floor = self.collateral.floors().of(platform);
         policy.min_evaluation_number = policy.min_evaluation_number.max(floor.evaluation_number);
         let work = tokio::task::spawn_blocking(move || {
@@ -293,11 +326,7 @@ impl Verifier {
         });
         let verdict = work.await.map_err(|_| PeerError::Cut)??;
         self.collateral.floors().raise(platform, &verdict);
-        if verdict.passed() {
-            Ok(Some(Arc::new(verdict)))
-        } else {
-            Err(PeerError::Refused(verdict.reasons()))
-        }
+        if verdict.passed() { Ok(Arc::new(verdict)) } else { Err(PeerError::Refused(verdict.reasons())) }
     }
 }
 

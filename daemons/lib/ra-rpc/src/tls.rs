@@ -9,13 +9,14 @@ use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
-use rustls::server::NoServerSessionStorage;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible,
     ServerConfig, SignatureScheme,
 };
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use zeroize::Zeroizing;
 
 /// Most certificates of a chain.
@@ -72,6 +73,43 @@ pub fn server_config(identity: &Identity) -> Result<ServerConfig, Error> {
     config.send_tls13_tickets = 0;
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(config)
+}
+
+/// A server's identity that is replaced while it serves; new connections get the new one.
+#[derive(Debug)]
+pub struct Renewable(RwLock<Arc<CertifiedKey>>);
+
+impl Renewable {
+    /// Replaces the identity.
+    ///
+    /// # Errors
+    /// When chain and key do not belong together; the old one stays then.
+    pub fn replace(&self, identity: &Identity) -> Result<(), Error> {
+        let key = certified(identity)?;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = key;
+        Ok(())
+    }
+}
+
+impl ResolvesServerCert for Renewable {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+fn certified(identity: &Identity) -> Result<Arc<CertifiedKey>, Error> {
+    CertifiedKey::from_der(identity.chain.clone(), identity.key(), &provider()).map(Arc::new)
+}
+
+/// A server's configuration whose identity can be replaced.
+///
+/// # Errors
+/// When chain and key do not belong together.
+pub fn renewable_server_config(identity: &Identity) -> Result<(ServerConfig, Arc<Renewable>), Error> {
+    let mut config = server_config(identity)?;
+    let renewable = Arc::new(Renewable(RwLock::new(certified(identity)?)));
+    config.cert_resolver = Arc::<Renewable>::clone(&renewable);
+    Ok((config, renewable))
 }
 
 /// A client's configuration, with or without an identity.
