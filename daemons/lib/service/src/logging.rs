@@ -28,6 +28,20 @@ pub mod message_id {
     pub const ACCESS_DENIED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e06";
     /// The platform was probed.
     pub const PLATFORM: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e07";
+    /// An app's keys were released.
+    pub const KEYS_RELEASED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e20";
+    /// An app's keys were refused.
+    pub const KEYS_DENIED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e21";
+    /// A key service got its root keys.
+    pub const KMS_BOOTSTRAPPED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e22";
+    /// The root keys went to another key service.
+    pub const KMS_ONBOARDED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e23";
+    /// A key service has keys that it must not use.
+    pub const KMS_REFUSED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e24";
+    /// A compose file was allowed or revoked.
+    pub const UPGRADE_ALLOWED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e25";
+    /// The release log ended in an unfinished line.
+    pub const RELEASE_LOG_REPAIRED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e26";
 }
 
 /// The level in force; `LogControl1` changes it while the daemon runs.

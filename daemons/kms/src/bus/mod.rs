@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The D-Bus adapter: arguments in, permission, engine call, error out. It decides nothing.
+
+pub mod introspect;
+pub mod manager;
+
+/// polkit actions; each has a text in `org.dstack.kms1.policy`.
+pub mod actions {
+    /// Reading.
+    pub const INSPECT: &str = "org.dstack.kms1.inspect";
+    /// Making the root keys.
+    pub const BOOTSTRAP: &str = "org.dstack.kms1.bootstrap";
+    /// Allowing and revoking compose files.
+    pub const MANAGE_UPGRADES: &str = "org.dstack.kms1.manage-upgrades";
+    /// Moving the root keys to or from another key service.
+    pub const ONBOARD: &str = "org.dstack.kms1.onboard";
+    /// Reading policy and trust roots again.
+    pub const RELOAD: &str = "org.dstack.kms1.reload";
+    /// All of them.
+    pub const ALL: [&str; 5] = [INSPECT, BOOTSTRAP, MANAGE_UPGRADES, ONBOARD, RELOAD];
+}

@@ -1,0 +1,371 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The engine: owns the state, decides, and works through traits.
+
+pub mod bootstrap;
+pub mod certificates;
+pub mod keys;
+pub mod peers;
+pub mod upgrades;
+
+use crate::authority::{Authority, AuthorityError};
+use crate::decide::{self, Basis};
+use crate::onboard::Attest;
+use crate::policy;
+use crate::registry::{Registry, RegistryError};
+use crate::release_log::{Event, Kind, LogError, ReleaseLog};
+use crate::settings::{PORT, Settings};
+use crate::vault::Vault;
+use crate::webhook::Authorize;
+use dstack_core::event_log::Trusted;
+use dstack_core::ids::{AppId, ComposeHash};
+use dstack_ra_rpc::peer::Verifier;
+use dstack_ra_tls::certificate::Custody;
+use dstack_ra_tls::{Label, Verdict};
+use dstack_service::api::kms1::Error;
+use dstack_service::config::Directories;
+use dstack_service::errors::Fdo;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::mpsc;
+
+/// A denial like one before is recorded again only after this long: a guest asks every few seconds.
+const DENIAL_PAUSE: Duration = Duration::from_secs(3600);
+/// Most denials that are remembered for that.
+const DENIALS_MAX: usize = 1024;
+
+/// What an engine is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Settings.
+    pub settings: Settings,
+    /// Where `policy.d` is read from.
+    pub directories: Directories,
+    /// State directory.
+    pub state: PathBuf,
+    /// Judges peers.
+    pub verifier: Arc<Verifier>,
+    /// Keeps the root keys.
+    pub vault: Arc<dyn Vault>,
+    /// Is asked before each release.
+    pub webhook: Arc<dyn Authorize>,
+    /// Vouches for this service.
+    pub attest: Arc<dyn Attest>,
+}
+
+/// What the engine tells the bus.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Told {
+    /// Keys of an app were released: app, instance, compose hash.
+    Released(String, String, String),
+    /// They were refused: app, compose hash, reason.
+    Denied(String, String, String),
+    /// There are root keys now.
+    Bootstrapped,
+}
+
+/// Whether there are keys to serve.
+#[derive(Debug, Clone)]
+pub enum Phase {
+    /// Not bootstrapped.
+    Empty,
+    /// Serving.
+    Ready(Arc<Authority>),
+    /// There are keys, and they must not be used; why.
+    Refused(String),
+}
+
+#[derive(Debug)]
+struct Inner {
+    parts: Parts,
+    registry: Registry,
+    log: ReleaseLog,
+    phase: RwLock<Phase>,
+    told: mpsc::UnboundedSender<Told>,
+    /// Announced peers and until when.
+    peers: Mutex<HashMap<String, Instant>>,
+    denials: Mutex<HashMap<String, Instant>>,
+    /// One bootstrap or onboarding at a time.
+    founding: tokio::sync::Mutex<()>,
+}
+
+/// The engine; clones share it.
+#[derive(Debug, Clone)]
+pub struct Engine(Arc<Inner>);
+
+/// Why an engine cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The release log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+}
+
+impl Engine {
+    /// Opens the state and loads the keys, if there are any.
+    ///
+    /// # Errors
+    /// When the state cannot be used. Keys that cannot be used are no error: [`Phase::Refused`] says why.
+    pub fn open(parts: Parts) -> Result<(Self, mpsc::UnboundedReceiver<Told>), StartError> {
+        let registry = Registry::open(&parts.state)?;
+        let log = ReleaseLog::open(&parts.state, parts.verifier.now())?;
+        let phase = load(&parts);
+        let (told, events) = mpsc::unbounded_channel();
+        let inner = Inner {
+            parts,
+            registry,
+            log,
+            phase: RwLock::new(phase),
+            told,
+            peers: Mutex::default(),
+            denials: Mutex::default(),
+            founding: tokio::sync::Mutex::default(),
+        };
+        Ok((Self(Arc::new(inner)), events))
+    }
+
+    /// Whether there are keys to serve.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.0.phase.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The authority.
+    ///
+    /// # Errors
+    /// `NotBootstrapped` or `Misconfigured`, with the remedy.
+    pub fn authority(&self) -> Result<Arc<Authority>, Error> {
+        match self.phase() {
+            Phase::Ready(authority) => Ok(authority),
+            Phase::Empty => Err(Error::NotBootstrapped(
+                "this key service has no root keys yet; make them with: dstackctl kms bootstrap DOMAIN"
+                    .into(),
+            )),
+            Phase::Refused(reason) => Err(Error::Misconfigured(reason)),
+        }
+    }
+
+    /// Realm of this machine.
+    #[must_use]
+    pub fn realm(&self) -> &Label {
+        self.0.parts.verifier.roots().realm()
+    }
+
+    /// Custody of keys that are kept here.
+    #[must_use]
+    pub fn custody(&self) -> Custody {
+        match self.phase() {
+            Phase::Ready(authority) => authority.record().custody,
+            _ => self.0.parts.vault.custody(),
+        }
+    }
+
+    /// URL at which guests reach this service; empty before the bootstrap when none is set.
+    #[must_use]
+    pub fn address(&self) -> String {
+        let by_domain = || match self.phase() {
+            Phase::Ready(authority) => format!("https://{}:{PORT}", authority.record().domain.as_str()),
+            _ => String::new(),
+        };
+        self.0.parts.settings.address.clone().unwrap_or_else(by_domain)
+    }
+
+    /// What `systemctl status` shows.
+    #[must_use]
+    pub fn status(&self) -> String {
+        match self.phase() {
+            Phase::Ready(authority) => {
+                let record = authority.record();
+                let domain = record.domain.as_str();
+                format!("Serving {domain}, realm {}, custody {}", record.realm, record.custody)
+            }
+            Phase::Empty => {
+                format!("Not bootstrapped, realm {}; run: dstackctl kms bootstrap DOMAIN", self.realm())
+            }
+            Phase::Refused(reason) => format!("Serving nobody: {reason}"),
+        }
+    }
+
+    /// Reads the policy again.
+    ///
+    /// # Errors
+    /// `Misconfigured`; the old policy stays in force then.
+    pub fn reload(&self) -> Result<(), Error> {
+        let policy = policy::load(&self.0.parts.directories);
+        let policy =
+            policy.map_err(|e| Error::Misconfigured(format!("{e}; the policy of before is in force")))?;
+        self.0.parts.verifier.set_policy(policy);
+        Ok(())
+    }
+
+    /// The release log.
+    #[must_use]
+    pub fn log(&self) -> &ReleaseLog {
+        &self.0.log
+    }
+
+    /// Judges peers.
+    #[must_use]
+    pub fn verifier(&self) -> &Arc<Verifier> {
+        &self.0.parts.verifier
+    }
+
+    fn now(&self) -> u64 {
+        self.0.parts.verifier.now()
+    }
+
+    fn system_time(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(self.now())
+    }
+
+    fn tell(&self, told: Told) {
+        // Without a listener nobody wants to know.
+        drop(self.0.told.send(told));
+    }
+
+    /// Whether this boot's compose file may have its app's keys.
+    fn decide(&self, authority: &Authority, boot: &Trusted) -> Result<Basis, String> {
+        let known = self.0.registry.known(&boot.app_id).map_err(|e| e.to_string())?;
+        let custody = authority.record().custody;
+        decide::decide(&boot.app_id, &boot.compose_hash, &known, custody, self.now())
+            .map_err(|e| e.to_string())
+    }
+
+    /// Records a denial, unless the same was recorded lately, and tells it.
+    async fn deny(&self, boot: &Trusted, verdict: &Verdict, reason: &str) {
+        let (app, hash) = (boot.app_id.to_string(), boot.compose_hash.to_string());
+        let instance = boot.instance_id.map(|i| i.to_string()).unwrap_or_default();
+        if self.is_news(format!("{app} {instance} {hash} {reason}")) {
+            let event = self.event(Kind::Denied, boot, summary(verdict, None), reason);
+            if let Err(error) = self.0.log.record(event).await {
+                tracing::error!("a denial is not in the release log: {error}");
+            }
+        }
+        tracing::warn!(
+            MESSAGE_ID = dstack_service::logging::message_id::KEYS_DENIED,
+            DSTACK_APP = app,
+            DSTACK_INSTANCE = instance,
+            DSTACK_COMPOSE_HASH = hash,
+            "keys of app {app} were refused: {reason}"
+        );
+        self.tell(Told::Denied(app, hash, reason.to_owned()));
+    }
+
+    fn is_news(&self, denial: String) -> bool {
+        let mut denials = lock(&self.0.denials);
+        denials.retain(|_, at| at.elapsed() < DENIAL_PAUSE);
+        if denials.contains_key(&denial) {
+            return false;
+        }
+        if denials.len() < DENIALS_MAX {
+            denials.insert(denial, Instant::now());
+        }
+        true
+    }
+
+    fn event(&self, kind: Kind, boot: &Trusted, verdict: String, reason: &str) -> Event {
+        Event {
+            time: self.now(),
+            kind,
+            app: Some(boot.app_id),
+            instance: boot.instance_id,
+            compose_hash: Some(boot.compose_hash),
+            verdict,
+            reason: reason.to_owned(),
+        }
+    }
+}
+
+/// The keys of an earlier run, if they belong to this machine's realm and to each other.
+fn load(parts: &Parts) -> Phase {
+    let record = match parts.vault.load() {
+        Ok(Some(record)) => record,
+        Ok(None) => return Phase::Empty,
+        Err(error) => return Phase::Refused(error.to_string()),
+    };
+    let here = parts.verifier.roots().realm();
+    if record.realm != *here {
+        return Phase::Refused(format!(
+            "the root keys are of realm {}, but the trust roots of this machine make it {here}; restore \
+             /etc/dstack/trust.d and restart dstack-kms",
+            record.realm
+        ));
+    }
+    let now = UNIX_EPOCH + Duration::from_secs(parts.verifier.now());
+    match Authority::new(record, now) {
+        Ok(authority) => Phase::Ready(Arc::new(authority)),
+        Err(error) => Phase::Refused(error.to_string()),
+    }
+}
+
+/// A verdict in one line, as it stands in the release log.
+fn summary(verdict: &Verdict, basis: Option<Basis>) -> String {
+    let image = if verdict.image_compared { "compared" } else { "recorded" };
+    let mut text = format!("root={} tcb={} image={image}", verdict.root, verdict.tcb_status);
+    if let Some(basis) = basis {
+        text += &format!(" upgrades={basis}");
+    }
+    for exception in verdict.exceptions.iter().take(4) {
+        text += &format!(" exception={exception:?}");
+    }
+    text.chars().take(600).collect()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Something that the caller wrote.
+pub fn invalid(error: impl std::fmt::Display) -> Error {
+    Error::InvalidArgument(error.to_string())
+}
+
+/// A defect of this service.
+pub fn internal(error: impl std::fmt::Display) -> Error {
+    Error::Fdo(Fdo::failed(format!("internal error, please report it: {error}")))
+}
+
+impl From<RegistryError> for Error {
+    fn from(error: RegistryError) -> Self {
+        match error {
+            error if error.is_no_space() => Self::NoSpace(error.to_string()),
+            RegistryError::NotThere(..) => Self::NoSuchUpgrade(error.to_string()),
+            RegistryError::OwnerDecides(_) => Self::OwnerDecides(error.to_string()),
+            RegistryError::Compose(_) => Self::InvalidArgument(error.to_string()),
+            RegistryError::Statement(_) => Self::StatementRefused(error.to_string()),
+            error => Self::StateUnreadable(error.to_string()),
+        }
+    }
+}
+
+impl From<AuthorityError> for Error {
+    fn from(error: AuthorityError) -> Self {
+        match error {
+            AuthorityError::Refused(_) => Self::InvalidArgument(error.to_string()),
+            error => internal(error),
+        }
+    }
+}
+
+impl From<LogError> for Error {
+    fn from(error: LogError) -> Self {
+        Self::StateUnreadable(error.to_string())
+    }
+}
+
+/// An app id as text.
+///
+/// # Errors
+/// `InvalidArgument`.
+pub fn app_id(text: &str) -> Result<AppId, Error> {
+    text.parse().map_err(invalid)
+}
+
+/// Whether the sent compose file is the measured one.
+fn is_measured(compose: &[u8], hash: &ComposeHash) -> bool {
+    ComposeHash::of(compose) == *hash
+}

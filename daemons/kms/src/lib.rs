@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+//! dstack-kms: keys for apps, after their quote was checked.
+//!
+//! - [`bus`], [`rpc`]: thin adapters; arguments in, permission, engine call, error out
+//! - [`engine`]: async, owns the state, works through traits ([`vault::Vault`], [`webhook::Authorize`],
+//!   [`onboard::Attest`])
+//! - [`decide`], [`record`], [`settings`], [`policy`]: pure
+//! - [`authority`]: certificates, composed from verdicts
+//! - [`registry`], [`release_log`]: files
+
+pub mod authority;
+pub mod bus;
+pub mod daemon;
+pub mod decide;
+pub mod engine;
+pub mod onboard;
+pub mod policy;
+pub mod record;
+pub mod registry;
+pub mod release_log;
+pub mod rpc;
+pub mod seal;
+pub mod settings;
+pub mod vault;
+pub mod webhook;

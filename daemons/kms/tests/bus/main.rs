@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The real daemon on a private bus, with systemd and polkit played by the test. No root, no systemd needed.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+mod access;
+mod founding;
+mod polkit;
+mod systemd;
+mod upgrades;
+mod world;

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Certificates for apps.
+
+use crate::keys::{COMPOSE, other_compose};
+use crate::world::{Boot, READY, WANTS, World, reason};
+use dstack_core::csr::{Config, Csr};
+use dstack_ra_tls::certificate::{self, Usage};
+use dstack_rpc::kms::{SignCertRequest, SignCertResponse};
+
+fn wishes() -> Config {
+    Config {
+        subject: "a.example.org".into(),
+        subject_alt_names: vec!["a.example.org".into(), "192.0.2.1".into()],
+        usage_server_auth: true,
+        ext_quote: true,
+        ..Config::default()
+    }
+}
+
+async fn sign(world: &World, boot: &Boot, request: &SignCertRequest) -> Result<SignCertResponse, String> {
+    match world.call(Some(&boot.identity()), "SignCert", request).await {
+        Ok(response) => Ok(response),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[tokio::test]
+async fn p22_a_certificate_says_what_the_verdict_says() {
+    let world = World::new().await;
+    let boot = Boot::of(COMPOSE, READY);
+    let request = boot.csr(wishes());
+    let chain = sign(&world, &boot, &request).await.unwrap().certificate_chain;
+    let der: Vec<Vec<u8>> = chain.iter().map(|c| pem::parse(c).unwrap().into_contents()).collect();
+    let leaf = certificate::parse(&der[0]).unwrap();
+    assert_eq!((leaf.app_id, leaf.usage), (Some(boot.app), Some(Usage::AppCustom)));
+    let csr = Csr::parse(&request.csr).unwrap();
+    assert_eq!((leaf.public_key, leaf.quote), (csr.public_key, Some(csr.quote)));
+    assert_eq!(certificate::parse(&der[1]).unwrap().usage, Some(Usage::AppCa));
+    assert_eq!(
+        certificate::parse(&der[2]).unwrap().public_key,
+        world.engine.authority().unwrap().public_key()
+    );
+    // A caller without a certificate can ask, too: the request brings its own evidence.
+    let anonymous: SignCertResponse = world.call(None, "SignCert", &boot.csr(wishes())).await.unwrap();
+    assert_eq!(anonymous.certificate_chain.len(), 3);
+}
+
+#[tokio::test]
+async fn p24_evidence_is_live_and_of_one_app() {
+    let world = World::new().await;
+    let boot = Boot::of(COMPOSE, READY);
+    let other = Boot::of(&other_compose(1), READY);
+    let error = sign(&world, &other, &boot.csr(wishes())).await.unwrap_err();
+    assert!(error.contains("another app"), "{error}");
+    let mut unsigned = boot.csr(wishes());
+    unsigned.signature = boot.csr(wishes()).signature;
+    assert!(sign(&world, &boot, &unsigned).await.unwrap_err().contains("not signed by the key"));
+    // A quote over another key is nobody's.
+    let (mut mine, theirs) = (boot.csr(wishes()), Csr::parse(&boot.csr(wishes()).csr).unwrap());
+    let swapped = Csr { quote: theirs.quote, ..Csr::parse(&mine.csr).unwrap() };
+    mine.csr = swapped.encode().unwrap();
+    assert!(sign(&world, &boot, &mine).await.is_err());
+}
+
+#[tokio::test]
+async fn t07_certificates_are_for_a_boot_that_is_ready() {
+    let world = World::new().await;
+    let boot = Boot::of(COMPOSE, WANTS);
+    let error = sign(&world, &boot, &boot.csr(wishes())).await.unwrap_err();
+    assert!(error.contains("point at which"), "{error}");
+}
+
+#[tokio::test]
+async fn t20_a_revoked_or_claimed_app_gets_no_certificate() {
+    let world = World::new().await;
+    let boot = Boot::of(COMPOSE, READY);
+    let claimed = Boot::of(&other_compose(1), READY).claiming(boot.app);
+    assert!(sign(&world, &claimed, &claimed.csr(wishes())).await.unwrap_err().contains("not allowed"));
+    world.engine.revoke_upgrade(&boot.app.to_string(), &boot.hash().to_string()).unwrap();
+    assert!(sign(&world, &boot, &boot.csr(wishes())).await.unwrap_err().contains("revoked"));
+}
+
+#[tokio::test]
+async fn t20_names_of_the_infrastructure_are_not_for_apps() {
+    let world = World::new().await;
+    let boot = Boot::of(COMPOSE, READY);
+    for name in ["kms.example.com", "a.kms.example.com"] {
+        let config = Config { subject_alt_names: vec![name.into()], ..wishes() };
+        // The encoder refuses reserved first labels itself, so only the domain of this service is left to try.
+        let Ok(csr) = std::panic::catch_unwind(|| boot.csr(config)) else { continue };
+        let error = reason(world.call::<_, SignCertResponse>(None, "SignCert", &csr).await);
+        assert!(error.contains("not for apps"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn p15_requests_are_bounded() {
+    let world = World::new().await;
+    let request = SignCertRequest { csr: vec![0; 5 * 1024 * 1024], signature: Vec::new() };
+    let error = reason(world.call::<_, SignCertResponse>(None, "SignCert", &request).await);
+    assert!(error.contains("larger than") || error.contains("over the limit"), "{error}");
+}
