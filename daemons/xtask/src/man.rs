@@ -8,8 +8,11 @@ use dstackctl::cli::Cli;
 use std::path::Path;
 
 /// Bus names with a page, which is `man/<name>.5.in`, and the interfaces it describes.
-const BUSES: [(&str, &[&str]); 2] =
-    [("org.dstack.tappd1", &["Manager"]), ("org.dstack.teepod1", &["Manager", "Vm", "Job"])];
+const BUSES: [(&str, &[&str]); 3] = [
+    ("org.dstack.kms1", &["Manager"]),
+    ("org.dstack.tappd1", &["Manager"]),
+    ("org.dstack.teepod1", &["Manager", "Vm", "Job"]),
+];
 
 /// Writes all generated pages below `out`, which is `/usr/share/man` of the package; `root` is the source tree.
 pub fn write(root: &Path, out: &Path) -> Result<()> {
@@ -78,6 +81,7 @@ mod tests {
         let names = [
             "man1/dstackctl.1",
             "man1/dstackctl-vm-resize.1",
+            "man5/org.dstack.kms1.5",
             "man5/org.dstack.teepod1.5",
             "man5/org.dstack.tappd1.5",
         ];
