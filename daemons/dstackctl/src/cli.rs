@@ -3,7 +3,9 @@
 
 use crate::cli_deploy::{Deploy, Upgrade};
 use crate::cli_kms::{AppCommand, KmsCommand};
+use crate::measure_cli::Measure;
 use crate::quantity::{PortArg, parse_duration, parse_port, parse_size};
+use crate::verify_cli::Verify;
 use clap::{Args, Parser, Subcommand, ValueHint};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,6 +18,7 @@ Exit status:
   3  no such VM, image, container, upgrade or key service
   4  not allowed
   5  took too long
+  6  evidence was refused (verify)
   130  interrupted by Ctrl-C
 
 Examples:
@@ -81,6 +84,10 @@ pub enum Command {
     Logs(Logs),
     /// Check that this host can run VMs, and say what to mend
     Doctor,
+    /// Say what a VM of an image measures at boot
+    Measure(Box<Measure>),
+    /// Judge the evidence of a VM, and explain the verdict
+    Verify(Box<Verify>),
 }
 
 /// What can be done with VMs.

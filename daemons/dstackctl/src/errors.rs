@@ -19,6 +19,8 @@ pub enum Exit {
     Denied = 4,
     /// It took too long.
     Timeout = 5,
+    /// Evidence was judged, and refused.
+    Refused = 6,
     /// Ctrl-C.
     Interrupted = 130,
     /// The reader of standard output has enough, such as `head`.
