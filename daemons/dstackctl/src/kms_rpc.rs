@@ -2,9 +2,11 @@
 //! Key services over the network: pRPC over RA-TLS, to the service that is pinned and to no other.
 
 use crate::errors::{Exit, Failure};
+use crate::places;
 use crate::trust::{Trusted, fingerprint};
 use dstack_ra_rpc::client::{connect, presented};
-use dstack_ra_rpc::collateral::{Cache, Offline, QuoteSim};
+use dstack_ra_rpc::collateral::{Cache, QuoteSim};
+use dstack_ra_rpc::pccs::{INTEL, Pccs};
 use dstack_ra_rpc::tls::client_config;
 use dstack_ra_rpc::{Anchor, ConnectError, Rules, Verifier};
 use dstack_ra_tls::certificate::{self, Claims, Usage};
@@ -73,15 +75,19 @@ impl Endpoint {
     }
 }
 
-/// What verifies evidence on this machine: its trust roots, a strict policy, collateral where there is some.
+/// What verifies evidence on this machine: its trust roots, a strict policy, and collateral of the realm, kept so that it
+/// never falls behind what was verified.
 ///
 /// # Errors
-/// When the trust roots cannot be read.
+/// When the trust roots cannot be read, or there is no place for collateral.
 pub fn verifier() -> Result<Verifier, Failure> {
     let roots = Roots::load(&TRUST_ROOTS).map_err(|e| Failure::new(e.to_string()))?;
-    let cache = match roots.realm().is_simulated() {
-        true => Cache::new(None, QuoteSim(PathBuf::from(QUOTE_SIM))),
-        false => Cache::new(None, Offline),
+    let directory = places::state()?.join("collateral");
+    places::make_directory(&directory, 0o700)?;
+    let cache = if roots.realm().is_simulated() {
+        Cache::new(Some(directory), QuoteSim(PathBuf::from(QUOTE_SIM)))
+    } else {
+        Cache::new(Some(directory), Pccs::parse(INTEL).map_err(|e| Failure::new(e.to_string()))?)
     };
     Ok(Verifier::new(roots, Policy::default(), cache))
 }

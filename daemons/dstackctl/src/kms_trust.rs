@@ -204,3 +204,7 @@ fn ask() -> Result<(), Failure> {
         Err(Failure::with(Exit::Failed, "not trusted"))
     }
 }
+
+#[cfg(test)]
+#[path = "kms_trust_tests.rs"]
+mod tests;

@@ -131,3 +131,24 @@ fn challenges() {
         assert_eq!(Challenge::parse(bad), None, "{bad}");
     }
 }
+
+proptest::proptest! {
+    #[test]
+    fn whatever_a_registry_answers_leads_to_a_url(text in "(Bearer )?.{0,200}") {
+        if let Some(challenge) = Challenge::parse(&text) {
+            let url = challenge.url(&Reference::parse("nginx").unwrap());
+            proptest::prop_assert!(url.starts_with("http"), "{url}");
+            proptest::prop_assert!(url.ends_with("&scope=repository:library/nginx:pull"), "{url}");
+        }
+    }
+
+    #[test]
+    fn an_image_never_leaves_its_place_in_the_url(text in ".{0,80}") {
+        if let Ok(image) = Reference::parse(&text) {
+            let whole = format!("{}/{}:{}", image.registry, image.repository, image.tag);
+            let path = format!("{}/{}", image.registry, image.repository);
+            proptest::prop_assert!(!path.contains("..") && !path.contains("//"), "{path}");
+            proptest::prop_assert!(!whole.contains(['?', '#', '%', '@', ' ', '\\', '\n']), "{whole}");
+        }
+    }
+}
