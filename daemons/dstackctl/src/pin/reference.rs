@@ -54,7 +54,11 @@ fn is_host(text: &str) -> bool {
 fn is_component(text: &str) -> bool {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
     let edge = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    text.len() <= 255 && !text.contains("..") && text.chars().all(inner) && text.starts_with(edge) && text.ends_with(edge)
+    text.len() <= 255
+        && !text.contains("..")
+        && text.chars().all(inner)
+        && text.starts_with(edge)
+        && text.ends_with(edge)
 }
 
 fn is_tag(text: &str) -> bool {

@@ -505,3 +505,27 @@ async fn t03_a_document_is_used_as_it_is_and_must_name_somebody_trusted() {
     let unknown = ctl(&["-e", "A=s3cret"]).await;
     assert!(unknown.code == 1 && unknown.err.contains("is not trusted on this machine"), "{unknown:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t16_another_hosts_key_service_is_not_taken_at_its_word() {
+    let world = World::new().await;
+    if std::process::Command::new("systemd-stdio-bridge").arg("--help").output().is_err() {
+        eprintln!("skipped: systemd-stdio-bridge is not installed");
+        return;
+    }
+    let ssh = world.file("ssh", "#!/bin/sh\nexec \"$4\" -p \"$DBUS_SYSTEM_BUS_ADDRESS\"\n");
+    std::fs::set_permissions(&ssh, PermissionsExt::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", world.directory.path().display(), std::env::var("PATH").unwrap());
+    let compose = world.path("docker-compose.yaml");
+    let deploy = async |name: &str| {
+        let args = ["-H", "box", "deploy", &compose, "--name", name, "--no-start", "-e", "A=s3cret"];
+        finish(command(&world.bus.address, &args).env("PATH", &path).spawn().unwrap()).await
+    };
+    let run = deploy("a").await;
+    assert!(run.code == 1 && run.err.contains("not trusted on this machine"), "{run:?}");
+    let url = world.kms.serve().await;
+    assert_eq!(world.ctl(&["kms", "trust", &url, "--yes"]).await.code, 0);
+    let run = deploy("a").await;
+    assert_eq!(run.code, 0, "{run:?}");
+    assert_eq!(world.secrets("a"), pairs(&[("A", "s3cret")]));
+}
