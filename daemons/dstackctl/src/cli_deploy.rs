@@ -15,15 +15,6 @@ pub enum KeyProvider {
     Kms,
 }
 
-/// What a data disk that was put back does to the boot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Rollback {
-    /// End it
-    Refuse,
-    /// Go on and say so
-    Warn,
-}
-
 /// What starts the app.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum Runner {
@@ -100,12 +91,6 @@ pub struct Document {
     /// Only who holds this key may allow upgrades: 64 hex digits, or a PEM file; may be repeated
     #[arg(long, value_name = "KEY", help_heading = "Keys and secrets")]
     pub upgrade_key: Vec<String>,
-    /// What a data disk that was put back to an older state does to the boot; by default nothing
-    #[arg(long, value_enum, help_heading = "Keys and secrets")]
-    pub rollback: Option<Rollback>,
-    /// Ask for keys only once the time is authenticated
-    #[arg(long, help_heading = "Keys and secrets")]
-    pub secure_time: bool,
 }
 
 /// `deploy`.

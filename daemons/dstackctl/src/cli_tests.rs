@@ -32,7 +32,7 @@ fn good_lines() {
         "dstackctl vm upgrade a compose.yaml --no-secrets",
         "dstackctl deploy f -e A=b -e C --env-file .env --env-file more.env --kms kms.example.com",
         "dstackctl deploy f --key-provider none --pin",
-        "dstackctl deploy f --key-provider kms --upgrade-key owner.pub --rollback refuse --secure-time --allow-tags",
+        "dstackctl deploy f --key-provider kms --upgrade-key owner.pub --allow-tags",
         "dstackctl kms status",
         "dstackctl kms bootstrap kms.example.com",
         "dstackctl kms trust https://kms.example.com:9043 --yes --default --system",

@@ -284,8 +284,6 @@ fn refuse_changes(options: &Document) -> Result<(), Failure> {
         ("--kms", options.kms.is_some()),
         ("--docker-login", options.docker_login.is_some()),
         ("--upgrade-key", !options.upgrade_key.is_empty()),
-        ("--rollback", options.rollback.is_some()),
-        ("--secure-time", options.secure_time),
     ];
     match given.into_iter().find(|(_, set)| *set) {
         None => Ok(()),

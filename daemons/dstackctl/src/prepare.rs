@@ -5,7 +5,7 @@ mod upgrade;
 
 pub use upgrade::upgrade;
 
-use crate::cli_deploy::{Document, KeyProvider, Rollback};
+use crate::cli_deploy::{Document, KeyProvider};
 use crate::client::Client;
 use crate::compose::{self, Built, Input, Trust};
 use crate::errors::Failure;
@@ -15,7 +15,7 @@ use crate::pin::{self, Pinned, registry::Registries};
 use crate::provider::{self, Provider};
 use crate::secrets::{self, Sealed, Target};
 use dstack_core::compose as core;
-use dstack_core::ids::{AppId, ComposeHash};
+use dstack_core::ids::{AppId, ComposeHash, SignerKey};
 use dstack_keys::env::Variables;
 use dstack_service::api::teepod1::Options;
 use zbus::Variant;
@@ -61,7 +61,8 @@ pub async fn deploy(
         key_provider_id: provider.as_ref().map(|p| hex::encode(&p.kms.ca_public_key)),
         allowed_envs: variables.keys().cloned().collect(),
         env_signer: signer.as_ref().map(|s| s.public),
-        ..given(options)?
+        upgrade_keys: owner_keys(options)?,
+        ..Trust::default()
     };
     let (input, pinned) = pinned_input(input, options, provider.is_some()).await?;
     let built = compose::build(input.as_ref(), name, options, &trust)?;
@@ -117,14 +118,9 @@ async fn chosen(
     }
 }
 
-/// What options say of trust, without key service and secrets.
-fn given(options: &Document) -> Result<Trust, Failure> {
-    let keys: Result<Vec<_>, Failure> = options.upgrade_key.iter().map(|k| identity::public(k)).collect();
-    let rollback = options.rollback.map(|r| match r {
-        Rollback::Refuse => core::Rollback::Refuse,
-        Rollback::Warn => core::Rollback::Warn,
-    });
-    Ok(Trust { upgrade_keys: keys?, rollback, secure_time: options.secure_time, ..Trust::default() })
+/// The owner's keys that options name.
+fn owner_keys(options: &Document) -> Result<Vec<SignerKey>, Failure> {
+    options.upgrade_key.iter().map(|key| identity::public(key)).collect()
 }
 
 /// What would be an empty promise without keys (trust rule T24).
@@ -137,12 +133,8 @@ fn refuse_without_keys(options: &Document, variables: &Variables) -> Result<(), 
         .hint("on a host of your own: dstackctl kms bootstrap DOMAIN; one over the network: dstackctl kms trust URL; \
                values that are not secret can stand under `environment:` in the compose file"));
     }
-    let given = [
-        ("--upgrade-key", !options.upgrade_key.is_empty()),
-        ("--env-signer", options.env_signer.is_some()),
-        ("--rollback", options.rollback.is_some()),
-        ("--secure-time", options.secure_time),
-    ];
+    let given =
+        [("--upgrade-key", !options.upgrade_key.is_empty()), ("--env-signer", options.env_signer.is_some())];
     match given.into_iter().find(|(_, set)| *set) {
         Some((option, _)) => {
             Err(Failure::usage(format!("{option} needs a key service: nobody else would heed it"))
@@ -246,8 +238,6 @@ mod tests {
         for options in [
             Document { upgrade_key: vec!["00".into()], ..Document::default() },
             Document { env_signer: Some("k".into()), ..Document::default() },
-            Document { rollback: Some(Rollback::Warn), ..Document::default() },
-            Document { secure_time: true, ..Document::default() },
         ] {
             assert_eq!(refuse_without_keys(&options, &none).unwrap_err().exit, Exit::Usage);
         }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Another version of an app: what the old one says of trust goes on, unless options say otherwise.
 
-use super::{Prepared, chosen, document, given, pinned_input, refuse_without_keys};
+use super::{Prepared, chosen, document, owner_keys, pinned_input, refuse_without_keys};
 use crate::cli_deploy::{Document, KeyProvider, Upgrade};
 use crate::client::Client;
 use crate::compose::{self, Input, Trust};
@@ -57,7 +57,7 @@ async fn carried(
         refuse_without_keys(options, &variables)?;
     }
     let signer = carried_signer(options, old, &variables)?;
-    let (before, given) = (Trust::of(old), given(options)?);
+    let (before, owners) = (Trust::of(old), owner_keys(options)?);
     let allowed_envs = match (variables.is_empty(), args.no_secrets) {
         (true, true) => Vec::new(),
         (true, false) => before.allowed_envs,
@@ -67,9 +67,9 @@ async fn carried(
         key_provider_id,
         allowed_envs,
         env_signer: signer.as_ref().map_or(before.env_signer, |s| Some(s.public)),
-        upgrade_keys: if given.upgrade_keys.is_empty() { before.upgrade_keys } else { given.upgrade_keys },
-        rollback: given.rollback.or(before.rollback),
-        secure_time: given.secure_time || before.secure_time,
+        upgrade_keys: if owners.is_empty() { before.upgrade_keys } else { owners },
+        rollback: before.rollback,
+        secure_time: before.secure_time,
     };
     let (input, pinned) = pinned_input(input, options, trust.key_provider_id.is_some()).await?;
     let built = compose::build(input.as_ref(), Some(name), options, &trust)?;
