@@ -9,7 +9,7 @@ pub mod measure;
 
 use dstack_core::{
     boot, ccel, client_hello, compose, config_disk, csr, env, env_signature, event_log, ext4, home, ids,
-    image, luks, quote_sim_wire, sni, spec, upgrade,
+    image, kms_address, luks, quote_sim_wire, sni, spec, upgrade,
 };
 
 /// A fuzz target: its name, the function, and well-formed samples to mutate.
@@ -47,6 +47,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "ids", run: ids, samples: id_samples },
     Target { name: "luks", run: luks, samples: luks_samples },
     Target { name: "ext4", run: ext4, samples: ext4_samples },
+    Target { name: "kms_address", run: kms_address, samples: kms_address_samples },
     Target { name: "tdvf", run: measure::tdvf, samples: measure::tdvf_samples },
     Target { name: "uki", run: measure::uki, samples: measure::uki_samples },
 ];
@@ -68,6 +69,23 @@ fn config_disk_samples() -> Vec<Vec<u8>> {
     (0..=files.len())
         .filter_map(|n| config_disk::write(&files.iter().take(n).cloned().collect()).ok())
         .collect()
+}
+
+/// Whatever parses can stand in a request line, and is read back from its own text.
+pub fn kms_address(bytes: &[u8]) {
+    let Ok(url) = std::str::from_utf8(bytes) else { return };
+    if let Some(address) = kms_address::Address::parse(url) {
+        let path = address.base.bytes().all(|b| b.is_ascii_graphic());
+        assert!(path && !address.host.is_empty() && address.port != 0, "{address:?}");
+        let again = kms_address::Address::parse(&format!("https://{address}{}", address.base));
+        assert!(again.is_some_and(|again| (again.host, again.port) == (address.host, address.port)));
+    }
+}
+
+fn kms_address_samples() -> Vec<Vec<u8>> {
+    ["https://kms.example", "https://[2001:db8::1]:9043/prpc", "https://192.0.2.7:8000/a/prpc/"]
+        .map(|url| url.as_bytes().to_vec())
+        .to_vec()
 }
 
 /// Whatever parses has a block size to divide by.

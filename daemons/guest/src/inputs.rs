@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The host's inputs: bytes in, checked values out. Everything here is hostile until a measurement says otherwise (T6).
 
-use crate::kms::address::{ADDRESSES_MAX, Address};
 use dstack_core::boot::Failure;
 use dstack_core::compose::{AppCompose, ComposeError, KeyProvider};
 use dstack_core::config_disk::{self, ConfigDiskError, File, Files};
 use dstack_core::ids::{AppId, ComposeHash, IdError, InstanceId, OsImageHash};
+use dstack_core::kms_address::{ADDRESSES_MAX, Address};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;

@@ -5,11 +5,9 @@
 //! While no key service can be reached the guest keeps trying, with growing pauses. A refusal ends the boot at once. A
 //! kill at any moment loses nothing: the next run asks again.
 
-pub mod address;
-
 use crate::clock::Clock;
-use address::Address;
 use dstack_core::boot::Failure;
+use dstack_core::kms_address::Address;
 use dstack_keys::Secret;
 use dstack_ra_rpc::tls::client_config;
 use dstack_ra_rpc::{Anchor, ConnectError, Identity, PeerError, Rules, Verifier, connect};

@@ -44,9 +44,6 @@ struct VmConfig {
     memory_size: u64,
 }
 
-/// Port of a key service.
-const KMS_PORT: u16 = 9043;
-
 /// `instance-info.json`: what the host keeps for the guest.
 #[derive(Debug, Serialize)]
 struct InstanceInfo {
@@ -91,7 +88,7 @@ pub fn launch(record: &Record, settings: &Settings, ground: &Ground, image: &Ima
 pub fn kms_urls(settings: &Settings, own: Option<IpAddr>) -> Vec<String> {
     match own {
         Some(ip) if settings.kms_urls.is_empty() => {
-            vec![format!("https://{}", SocketAddr::new(ip, KMS_PORT))]
+            vec![format!("https://{}", SocketAddr::new(ip, dstack_core::kms_address::PORT))]
         }
         _ => settings.kms_urls.clone(),
     }

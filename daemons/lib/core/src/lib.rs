@@ -11,6 +11,7 @@
 //! - [`ccel`]: the firmware's event log
 //! - [`luks`], [`ext4`]: the LUKS2 header of a data disk, and the file system in it
 //! - [`config_disk`]: the tar that carries the host's inputs into the guest
+//! - [`kms_address`]: where a key service may be
 //! - [`boot`]: the lines a guest sends about its boot
 //! - [`csr`]: how a guest asks for a certificate
 //! - [`upgrade`]: statements of an app's owner about its compose files
@@ -34,6 +35,7 @@ pub mod ext4;
 pub mod home;
 pub mod ids;
 pub mod image;
+pub mod kms_address;
 pub mod limits;
 pub mod luks;
 pub mod measure;

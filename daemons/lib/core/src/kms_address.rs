@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Addresses of key services as the host's hints give them: pure.
+//! Addresses of key services, as the host's hints give them.
 
 use std::fmt;
 
-/// Port of a key service.
-const PORT: u16 = 9043;
+/// Port of a key service whose address names none.
+pub const PORT: u16 = 9043;
 /// Most addresses that are tried; further ones are passed over.
 pub const ADDRESSES_MAX: usize = 16;
 /// Longest URL, bytes.
