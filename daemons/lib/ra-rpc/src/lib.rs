@@ -25,5 +25,5 @@ pub use client::{ConnectError, Connection, connect};
 pub use collateral::{Cache, Fetch, PlatformId};
 pub use pccs::Pccs;
 pub use peer::{Anchor, Peer, PeerError, Rules, Side, Verifier};
-pub use server::{Server, Session, serve};
+pub use server::{Refusals, Server, Session, serve};
 pub use tls::Identity;

@@ -155,8 +155,8 @@ pub enum PeerError {
     #[error(transparent)]
     Verify(#[from] VerifyError),
     /// Its evidence is genuine and breaks a rule.
-    #[error("the peer's evidence is refused: {0}")]
-    Refused(String),
+    #[error("the peer's evidence is refused: {}", .0.reasons())]
+    Refused(Arc<Verdict>),
     /// The verification did not end.
     #[error("the verification was cut off")]
     Cut,
@@ -326,7 +326,8 @@ impl Verifier {
         });
         let verdict = work.await.map_err(|_| PeerError::Cut)??;
         self.collateral.floors().raise(platform, &verdict);
-        if verdict.passed() { Ok(Arc::new(verdict)) } else { Err(PeerError::Refused(verdict.reasons())) }
+        let verdict = Arc::new(verdict);
+        if verdict.passed() { Ok(verdict) } else { Err(PeerError::Refused(verdict)) }
     }
 }
 

@@ -51,6 +51,25 @@ impl Session {
     }
 }
 
+type Tell = dyn Fn(&PeerError, &dstack_rpc::Peer) + Send + Sync;
+
+/// Is told of each client that is refused, before the client is.
+#[derive(Clone)]
+pub struct Refusals(Arc<Tell>);
+
+impl Refusals {
+    /// Tells this function, which must not block.
+    pub fn to(tell: impl Fn(&PeerError, &dstack_rpc::Peer) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(tell))
+    }
+}
+
+impl std::fmt::Debug for Refusals {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Refusals")
+    }
+}
+
 /// What a listener needs.
 #[derive(Debug, Clone)]
 pub struct Server {
@@ -62,13 +81,15 @@ pub struct Server {
     pub rules: Rules,
     /// Connections served at a time.
     pub connections: usize,
+    /// Who is told of refused clients.
+    pub refusals: Option<Refusals>,
 }
 
 impl Server {
     /// A server with the usual number of connections.
     #[must_use]
     pub const fn new(config: Arc<ServerConfig>, verifier: Arc<Verifier>, rules: Rules) -> Self {
-        Self { config, verifier, rules, connections: CONNECTIONS_MAX }
+        Self { config, verifier, rules, connections: CONNECTIONS_MAX, refusals: None }
     }
 }
 
@@ -129,7 +150,12 @@ async fn connection<F: Fn(Session) -> Router>(
     let Ok(Ok(stream)) = timeout(HANDSHAKE_TIMEOUT, handshake).await else { return };
     let answer = match judge(server, &stream).await {
         Ok(peer) => Answer::Router(router(Session { peer: peer.clone(), address }), peer),
-        Err(error) => Answer::Refusal(error.to_string()),
+        Err(error) => {
+            if let Some(Refusals(tell)) = &server.refusals {
+                tell(&error, &address);
+            }
+            Answer::Refusal(error.to_string())
+        }
     };
     http(server, stream, answer, stopped).await;
 }
