@@ -2,7 +2,7 @@
 //! From start to stop: configuration, sockets, keys, objects, name, readiness, and the loop.
 
 use crate::bus::manager::{self, Manager};
-use crate::engine::{Engine, Parts, Phase};
+use crate::engine::{Engine, Parts, Phase, trust_directories};
 use crate::onboard::OnHost;
 use crate::policy;
 use crate::rpc::{self, Served};
@@ -11,7 +11,7 @@ use crate::vault::HostVault;
 use crate::webhook::{Authorize, Nobody};
 use dstack_ra_rpc::Verifier;
 use dstack_ra_rpc::collateral::{Cache, QuoteSim};
-use dstack_ra_tls::{Label, Roots, roots};
+use dstack_ra_tls::{Label, Roots};
 use dstack_rpc::Listener;
 use dstack_service::api::kms1::{NAME as BUS_NAME, PATH};
 use dstack_service::config::Directories;
@@ -21,7 +21,7 @@ use dstack_service::sockets::Sockets;
 use dstack_service::{bus, config};
 use std::error::Error;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, watch};
@@ -40,6 +40,8 @@ const BLOCKING: usize = 8;
 const GRACE: Duration = Duration::from_secs(3);
 /// How often the certificate is renewed and collateral asked for again: three times in its life.
 const RENEWAL: Duration = Duration::from_secs(8 * 3600);
+/// How often it is looked whether that is due: by the wall clock, which goes on while a machine sleeps.
+const LOOK: Duration = Duration::from_secs(60);
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -107,14 +109,8 @@ async fn serve(settings: Settings, places: Places, sockets: Vec<OwnedFd>, level:
     result
 }
 
-/// The directories in which trust roots are looked for.
-fn trust(directories: &Directories) -> [PathBuf; 2] {
-    let name = Path::new(roots::DIRECTORIES[0]).file_name().unwrap_or_default();
-    [directories.operator.join(name), directories.vendor.join(name)]
-}
-
 fn parts(settings: Settings, places: Places, connection: &Connection) -> Outcome<Parts> {
-    let roots = Roots::load(&trust(&places.directories))?;
+    let roots = Roots::load(&trust_directories(&places.directories))?;
     let policy = policy::load(&places.directories)?;
     let cache = match roots.realm() {
         Label::Test(_) => Cache::new(places.cache, QuoteSim(settings.quote_sim.clone())),
@@ -168,18 +164,18 @@ async fn watch_over(
     mut signals: Signals,
 ) -> Outcome<()> {
     let mut watchdog = Watchdog::from_env();
-    let mut renewal = interval(RENEWAL);
-    renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    renewal.tick().await;
+    let (mut look, mut renewed) = (interval(LOOK), SystemTime::now());
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut lost = zbus_lost(connection);
     loop {
         tokio::select! {
             () = &mut lost => return Err("the bus was lost; systemd starts the key service again".into()),
             Some(()) = founded.recv() => renew(engine, served),
-            _ = renewal.tick() => {
+            _ = look.tick() => if is_due(renewed, SystemTime::now()) {
+                renewed = SystemTime::now();
                 renew(engine, served);
                 refresh(engine);
-            }
+            },
             asked = signals.next() => match asked {
                 Asked::Stop => return Ok(()),
                 Asked::Reload => reload(engine),
@@ -198,6 +194,11 @@ fn zbus_lost(connection: &Connection) -> std::pin::Pin<Box<dyn Future<Output = (
     use futures_util::StreamExt;
     let mut messages = zbus::MessageStream::from(connection);
     Box::pin(async move { while messages.next().await.is_some() {} })
+}
+
+/// Also when the clock was set back: a certificate from the future is none.
+fn is_due(renewed: SystemTime, now: SystemTime) -> bool {
+    now.duration_since(renewed).map_or(true, |passed| passed >= RENEWAL)
 }
 
 fn renew(engine: &Engine, served: &Served) {
@@ -226,4 +227,17 @@ fn reload(engine: &Engine) {
         Err(error) => tracing::error!("{error}"),
     }
     lifecycle::ready(&engine.status());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p24_the_certificate_is_renewed_by_the_wall_clock() {
+        let now = SystemTime::now();
+        assert!(!is_due(now, now) && !is_due(now, now + RENEWAL / 2));
+        assert!(is_due(now, now + RENEWAL) && is_due(now, now - Duration::from_secs(60)));
+        assert!(crate::authority::RPC_LIFE > 2 * RENEWAL);
+    }
 }

@@ -8,7 +8,7 @@ use axum::Router;
 use dstack_core::ids::AppId;
 use dstack_ra_rpc::peer::Rules;
 use dstack_ra_rpc::tls::{Identity, Renewable, renewable_server_config};
-use dstack_ra_rpc::{Server, Session};
+use dstack_ra_rpc::{Refusals, Server, Session};
 use dstack_rpc::kms::{
     AppId as AppIdRequest, GetAppKeyRequest, GetKmsKeyRequest, GetReleaseLogRequest, SignCertRequest,
     SubmitUpgradeRequest,
@@ -129,6 +129,8 @@ pub fn listen(
     let rules = Rules::attested(None);
     let mut server = Server::new(Arc::new(config), Arc::clone(engine.verifier()), rules);
     server.connections = CONNECTIONS;
+    let told = engine.clone();
+    server.refusals = Some(Refusals::to(move |error, _| told.refused(error)));
     let serve = |listener: Listener| {
         let (engine, mut stop) = (engine.clone(), stop.clone());
         let router = move |session: Session| -> Router {

@@ -48,7 +48,7 @@ impl Engine {
         let busy = || Error::AlreadyBootstrapped("root keys are being made at this moment".into());
         let one = self.0.founding.try_lock().map_err(|_| busy())?;
         match self.phase() {
-            Phase::Empty => Ok(one),
+            Phase::Empty => self.check_roots().map(|()| one),
             _ => Err(Error::AlreadyBootstrapped(
                 "this key service has its root keys; they are made once and never replaced".into(),
             )),

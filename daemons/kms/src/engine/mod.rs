@@ -18,9 +18,9 @@ use crate::vault::Vault;
 use crate::webhook::Authorize;
 use dstack_core::event_log::Trusted;
 use dstack_core::ids::{AppId, ComposeHash};
-use dstack_ra_rpc::peer::Verifier;
+use dstack_ra_rpc::peer::{PeerError, Verifier};
 use dstack_ra_tls::certificate::Custody;
-use dstack_ra_tls::{Label, Verdict};
+use dstack_ra_tls::{Label, Roots, Verdict};
 use dstack_service::api::kms1::Error;
 use dstack_service::config::Directories;
 use dstack_service::errors::Fdo;
@@ -190,11 +190,30 @@ impl Engine {
         }
     }
 
+    /// Whether the trust roots are still those of the start; the realm is fixed then.
+    ///
+    /// # Errors
+    /// `Misconfigured` with the remedy.
+    pub fn check_roots(&self) -> Result<(), Error> {
+        let roots = Roots::load(&trust_directories(&self.0.parts.directories));
+        let found = roots.map_err(|e| Error::Misconfigured(e.to_string()))?;
+        if found.realm() == self.realm() {
+            return Ok(());
+        }
+        Err(Error::Misconfigured(format!(
+            "the trust roots of this machine make its realm {} now, it was {} at the start of the service; run: systemctl \
+             restart dstack-kms",
+            found.realm(),
+            self.realm()
+        )))
+    }
+
     /// Reads the policy again.
     ///
     /// # Errors
     /// `Misconfigured`; the old policy stays in force then.
     pub fn reload(&self) -> Result<(), Error> {
+        self.check_roots()?;
         let policy = policy::load(&self.0.parts.directories);
         let policy =
             policy.map_err(|e| Error::Misconfigured(format!("{e}; the policy of before is in force")))?;
@@ -239,7 +258,7 @@ impl Engine {
     async fn deny(&self, boot: &Trusted, verdict: &Verdict, reason: &str) {
         let (app, hash) = (boot.app_id.to_string(), boot.compose_hash.to_string());
         let instance = boot.instance_id.map(|i| i.to_string()).unwrap_or_default();
-        if self.is_news(format!("{app} {instance} {hash} {reason}")) {
+        if self.is_news(format!("{app} {instance} {hash} {reason}"), true) {
             let event = self.event(Kind::Denied, boot, summary(verdict, None), reason);
             if let Err(error) = self.0.log.record(event).await {
                 tracing::error!("a denial is not in the release log: {error}");
@@ -255,15 +274,36 @@ impl Engine {
         self.tell(Told::Denied(app, hash, reason.to_owned()));
     }
 
-    fn is_news(&self, denial: String) -> bool {
+    /// A client that was refused before its request was read: for its evidence, or for having none that is genuine.
+    pub fn refused(&self, error: &PeerError) {
+        let reason = error.to_string();
+        match error {
+            PeerError::Refused(verdict) => {
+                let (this, verdict) = (self.clone(), Arc::clone(verdict));
+                tokio::spawn(async move {
+                    if let Some(boot) = &verdict.boot {
+                        this.deny(boot, &verdict, &verdict.reasons()).await;
+                    } else if this.is_news(reason.clone(), false) {
+                        tracing::warn!("a caller was refused: {reason}");
+                    }
+                });
+            }
+            _ if self.is_news(reason.clone(), false) => tracing::info!("a caller was refused: {reason}"),
+            _ => {}
+        }
+    }
+
+    /// Whether this was not said lately; `when_full` is the answer when too much was.
+    fn is_news(&self, denial: String, when_full: bool) -> bool {
         let mut denials = lock(&self.0.denials);
         denials.retain(|_, at| at.elapsed() < DENIAL_PAUSE);
         if denials.contains_key(&denial) {
             return false;
         }
-        if denials.len() < DENIALS_MAX {
-            denials.insert(denial, Instant::now());
+        if denials.len() >= DENIALS_MAX {
+            return when_full;
         }
+        denials.insert(denial, Instant::now());
         true
     }
 
@@ -278,6 +318,12 @@ impl Engine {
             reason: reason.to_owned(),
         }
     }
+}
+
+/// The directories in which trust roots are looked for.
+#[must_use]
+pub fn trust_directories(directories: &Directories) -> [PathBuf; 2] {
+    [directories.operator.join("trust.d"), directories.vendor.join("trust.d")]
 }
 
 /// The keys of an earlier run, if they belong to this machine's realm and to each other.

@@ -101,6 +101,29 @@ async fn t04_two_trust_roots_are_an_error() {
 }
 
 #[tokio::test]
+async fn t04_a_root_that_came_after_the_start_is_noticed() {
+    let mut world = World::new().await;
+    std::fs::create_dir(world.path("etc/trust.d")).unwrap();
+    let pem = "-----BEGIN CERTIFICATE-----\nAQID\n-----END CERTIFICATE-----\n";
+    std::fs::write(world.path("etc/trust.d/test.pem"), pem).unwrap();
+    let refused = bootstrap(&world).await;
+    assert!(
+        matches!(&refused, Err(Error::Misconfigured(m)) if m.contains("restart dstack-kms")),
+        "{refused:?}"
+    );
+    world.kill().await;
+    world.start().await;
+    bootstrap(&world).await.unwrap();
+    assert_eq!(world.manager.realm().await.unwrap(), "test:039058c6f2c0cb49");
+    // And a root that goes away does not make it a service of the other realm.
+    std::fs::remove_file(world.path("etc/trust.d/test.pem")).unwrap();
+    world.kill().await;
+    world.start().await;
+    let error = world.manager.get_app_env_key(&"0".repeat(40)).await.unwrap_err();
+    assert!(matches!(&error, Error::Misconfigured(m) if m.contains("are of realm test:")), "{error}");
+}
+
+#[tokio::test]
 async fn options_are_checked() {
     let world = World::new().await;
     let options = Options::from([("custody", "cvm".into())]);

@@ -6,7 +6,7 @@ use dstack_core::ids::AppId;
 use dstack_kms::engine::Told;
 use dstack_kms::release_log::{Entry, Kind, line_hash};
 use dstack_quote_sim::pki::{self, TestRoot};
-use dstack_ra_rpc::peer::Rules;
+use dstack_ra_rpc::peer::{Anchor, Rules};
 use dstack_ra_tls::certificate::Usage;
 use dstack_ra_tls::{Label, Roots};
 use dstack_rpc::kms::{
@@ -180,6 +180,31 @@ async fn t23_every_release_and_denial_is_in_the_signed_log() {
     let signature = log.head_signature.try_into().unwrap();
     let signer = dstack_keys::sign::recover(&message, &signature).unwrap();
     assert_eq!(&signer, world.engine.authority().unwrap().k256_public());
+}
+
+#[tokio::test]
+async fn t23_evidence_that_breaks_the_policy_is_recorded_and_told() {
+    let mut world = World::new().await;
+    let policy = dstack_ra_tls::Policy { min_evaluation_number: 1_000_000, ..Default::default() };
+    world.engine.verifier().set_policy(policy);
+    let boot = Boot::of(COMPOSE, WANTS);
+    assert!(reason(world.app_key(&boot).await).contains("older than 1000000"));
+    let told = world.told.recv().await.unwrap();
+    assert!(
+        matches!(&told, Told::Denied(app, _, why) if *app == boot.app.to_string() && why.contains("older"))
+    );
+    assert_eq!(world.engine.log().of_app(&boot.app, 0, 0).unwrap().0.len(), 1);
+}
+
+#[tokio::test]
+async fn t03_a_guest_that_pins_the_ca_finds_this_service_and_no_other() {
+    let (world, other) = (World::new().await, World::empty(Setup::default()).await);
+    other.engine.bootstrap("kms.example.com").await.unwrap();
+    other.served.renew(&other.engine).unwrap();
+    let meta: GetMetaResponse = world.call(None, "GetMeta", &()).await.unwrap();
+    let pinned = || Rules::issued(Anchor::pinned(meta.ca_public_key.clone()), vec![Usage::KmsRpc]);
+    assert!(world.connect(None, &pinned()).await.is_ok());
+    assert!(other.connect(None, &pinned()).await.is_err(), "the same name is not the same service");
 }
 
 #[tokio::test]

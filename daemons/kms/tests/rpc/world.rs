@@ -133,11 +133,17 @@ impl Boot {
         (ROOT.quote(&report), serde_json::to_vec(&events).unwrap())
     }
 
-    pub fn identity(&self) -> Identity {
+    /// A certificate with evidence, and its key as PKCS#8, DER both.
+    pub fn certificate(&self) -> (Vec<u8>, Zeroizing<Vec<u8>>) {
         let key = AttestedKey::generate().unwrap();
         let (quote, log) = self.evidence(report_data(&key.public_key()));
         let certificate = key.self_signed("app", &quote, &log, SystemTime::now(), HOUR).unwrap();
-        Identity::attested(&key, certificate)
+        (certificate, Zeroizing::new(key.expose_pkcs8()))
+    }
+
+    pub fn identity(&self) -> Identity {
+        let (certificate, key) = self.certificate();
+        Identity::new(vec![certificate], key)
     }
 
     /// A signed request for a certificate of a fresh key.
@@ -195,6 +201,11 @@ pub fn record() -> Record {
 }
 
 pub fn open(setup: &Setup, state: &Path) -> (Engine, mpsc::UnboundedReceiver<Told>) {
+    let trust = state.join("etc/trust.d");
+    std::fs::create_dir_all(&trust).unwrap();
+    if setup.roots.realm().is_simulated() {
+        std::fs::write(trust.join("test.pem"), dstack_kms::authority::pem(ROOT.certificate())).unwrap();
+    }
     let parts = Parts {
         settings: Settings::from_input(Input::default()).unwrap(),
         directories: Directories { vendor: state.join("lib"), operator: state.join("etc") },
