@@ -1,0 +1,105 @@
+#!/bin/bash
+# Needs: packages image
+# Timeout: 2400
+# A host that owns the machine and wants an app's keys, disk or secrets: each attempt is refused or detected.
+set -eu
+. "$(dirname "$0")/lib/check.sh"
+. "$VM_DIR/lib/app.sh"
+. "$VM_DIR/lib/keys.sh"
+
+DISKS=/var/lib/private/dstack-vm
+VMS=/var/lib/dstack/teepod/vms
+
+disk_of() { echo "$DISKS/$1/data.qcow2"; }
+config_of() { echo "$VMS/$1/config.tar"; }
+both_active() { vm_is active victim && vm_is active other; }
+stop() { HOST_TIMEOUT=150 in_host dstackctl vm stop "$1"; }
+
+# refuses WHAT REGEX VM: the VM does not come up, and says why.
+refuses() {
+    HOST_TIMEOUT=400 refused "$1" "$2" in_host dstackctl vm start "$3"
+    in_host_sh 'systemctl stop "$1" 2>/dev/null; systemctl reset-failed "$1" 2>/dev/null || :' "$(unit_of "$3")" || :
+}
+
+# content_of FILE MEMBER: where a member's bytes begin in a config disk.
+content_of() { in_host_sh 'o=$(grep -abo "$2" "$1" | head -n 1 | cut -d : -f 1); echo $((o + 512))' "$1" "$2"; }
+size_of() { in_host_sh 'tar -tvf "$1" | awk -v m="$2" "\$NF == m { print \$3 }"' "$1" "$2"; }
+
+needs_kms
+# Values of one length, so that one blob can stand in for the other.
+in_host_sh 'printf "API_TOKEN=token-of-one\n" >/root/v.env; printf "API_TOKEN=token-of-two\n" >/root/o.env'
+must "deploy the victim" in_host dstackctl --no-wait deploy "$KEYS_APP" --name victim --key-provider kms \
+    --env-file /root/v.env --registry-insecure "$REGISTRY" -m 1536M -p 8410:80
+must "deploy another app" in_host dstackctl --no-wait deploy "$KEYS_APP" --name other --key-provider kms \
+    --env-file /root/o.env --registry-insecure "$REGISTRY" -m 1536M -p 8411:80
+TAIL=40 must "both come up" eventually 600 both_active
+APP=$(vm_field victim app_id)
+check "they are two apps" in_host test "$APP" != "$(vm_field other app_id)"
+check "a note on the victim's disk" equals kept ask_app 8410 note kept
+
+# --- from inside a container ----------------------------------------------------------------------
+check "t07 a container gets no root keys, app keys or certificates of the key service" in_host_sh \
+    'page=$(curl -sS --max-time 40 "http://127.0.0.1:8410/cgi-bin/kms?$1"); echo "$page"; [ "$(echo "$page" | grep -c .)" = 3 ]
+     ! echo "$page" | grep -E "k256_key|disk_crypt_key|ca_key|BEGIN CERTIFICATE"' "$KMS"
+check "t19 the key service is reached by guests all the same" in_host_sh \
+    'curl -sS --max-time 40 "http://127.0.0.1:8410/cgi-bin/kms?$1" | grep -q error' "$KMS"
+
+# --- disks ----------------------------------------------------------------------------------------
+check "stop the victim" stop victim
+check "stop the other" stop other
+swap() { in_host_sh 'mv "$1" "$1.mine"; cp --sparse=always --preserve=all "$2" "$1"' "$(disk_of victim)" "$(disk_of other)"; }
+check "give the victim another app's disk" swap
+refuses "t13 another app's disk is refused" 'another instance|belongs' victim
+check "t13 and left untouched" in_host qemu-img compare -q "$(disk_of victim)" "$(disk_of other)"
+scratch() { in_host_sh 'cp --sparse=always --preserve=all "$1.mine" "$1"; s=$(stat -c %s "$1")
+    qemu-img dd -f qcow2 -O raw bs=4096 count=64 if="$1" of=/tmp/head >/dev/null; sed -i "s/aes-xts-plain64/cipher_null-ecb/" /tmp/head
+    qemu-io -f qcow2 -c "write -s /tmp/head 0 $(stat -c %s /tmp/head)" "$1" >/dev/null' "$(disk_of victim)"; }
+check "give it its own disk with a null cipher in the header" scratch
+refuses "p01 a header of the host is refused" 'another instance|damaged' victim
+check "its own disk again" in_host_sh 'mv "$1.mine" "$1"' "$(disk_of victim)"
+
+# --- config disk ----------------------------------------------------------------------------------
+edit() { in_host_sh 'cp -p "$1" "$1.mine"; sed -i "s/EXTRA:-unset/EXTRA:-spied/" "$1"; ! cmp -s "$1" "$1.mine"' "$(config_of victim)"; }
+check "edit the victim's app-compose.json" edit
+refuses "t06 an edited app gets no keys" "allow-upgrade $APP|refused" victim
+check "put it back" in_host_sh 'mv "$1.mine" "$1"' "$(config_of victim)"
+foreign_env() {
+    local from to size
+    from=$(content_of "$(config_of other)" encrypted-env) to=$(content_of "$(config_of victim)" encrypted-env)
+    size=$(size_of "$(config_of victim)" encrypted-env)
+    [ "$size" = "$(size_of "$(config_of other)" encrypted-env)" ] || { echo "the blobs differ in size" && return 1; }
+    in_host_sh 'cp -p "$2" "$2.mine"; dd if="$1" of="$2" bs=1 skip="$3" seek="$4" count="$5" conv=notrunc status=none' \
+        "$(config_of other)" "$(config_of victim)" "$from" "$to" "$size"
+}
+check "give it another app's secrets" foreign_env
+refuses "p06 another app's secrets end the boot" 'environment' victim
+check "put its own back" in_host_sh 'mv "$1.mine" "$1"' "$(config_of victim)"
+
+# --- identity -------------------------------------------------------------------------------------
+HOST_TIMEOUT=400 refused "t01 an app of another text with the victim's id gets no keys" "allow-upgrade $APP|refused" \
+    in_host_sh 'sed "s/EXTRA:-unset/EXTRA:-evil/" "$1" >/root/evil.yaml
+        dstackctl deploy /root/evil.yaml --name evil --app-id "$2" --key-provider kms --registry-insecure "$3"' "$KEYS_APP" "$APP" "$REGISTRY"
+check "remove it" vm_remove evil
+refused "a compose that wants rollback protection is refused in words" 'rollback' in_host dstackctl deploy "$KEYS_APP" --name roll \
+    --key-provider kms --rollback refuse --registry-insecure "$REGISTRY" --no-start
+in_host_sh 'dstackctl vm remove --force roll' >/dev/null 2>&1 || :
+
+# --- the image ------------------------------------------------------------------------------------
+IMAGE=$(in_host_sh 'basename "$(ls -d /var/lib/dstack/images/dstack-[0-9]* | head -n 1)"')
+UKI="/var/lib/dstack/images/$IMAGE/guest.efi"
+check "allow this image alone, by its measurements" in_host_sh 'mkdir -p /etc/dstack/policy.d
+    dstackctl measure "$1" --vcpus 1 --memory 1536M --platform simulated --policy >/etc/dstack/policy.d/image.toml
+    cat /etc/dstack/policy.d/image.toml; systemctl reload dstack-kms.service' "/var/lib/dstack/images/$IMAGE"
+HOST_TIMEOUT=500 check "t02 it gets its keys" in_host dstackctl vm start victim
+check "and its disk" equals kept eventually 20 ask_app 8410 note
+check "stop it" stop victim
+check "change one word of the measured command line" in_host_sh \
+    'cp -p "$1" /root/uki; sed -i "s/lockdown=confidentiality/lockdown=cOnfidentiality/" "$1"; ! cmp -s "$1" /root/uki' "$UKI"
+refuses "t02 the changed image gets no keys" 'refused|image' victim
+check "put the image back" in_host_sh 'cp -p /root/uki "$1"; rm /etc/dstack/policy.d/image.toml; systemctl reload dstack-kms.service' "$UKI"
+skip_check "t12 the host's clock set back a year" "the bench shares its clock with the machine it runs on; unit tests hold it"
+
+HOST_TIMEOUT=500 check "after all that the victim boots" in_host dstackctl vm start victim
+check "with what it had" equals kept eventually 20 ask_app 8410 note
+check "remove both" vm_remove victim other
+check "no unit failed" equals "" in_host_sh 'systemctl reset-failed "dstack-vm@*" || :; systemctl --failed --no-legend --plain'
