@@ -271,9 +271,6 @@ async fn release_log_of(args: &ReleaseLog, ui: &Ui) -> Result<(), Failure> {
 fn check_head(kms: &Trusted, log: &GetReleaseLogResponse) -> Result<(), Failure> {
     let refused =
         || Failure::new("the head of the release log is not signed by the key service's trusted root key");
-    if log.head_seq == 0 && log.entries.is_empty() {
-        return Ok(());
-    }
     let hash: [u8; 32] = log.head_hash.as_slice().try_into().map_err(|_| refused())?;
     let signature: [u8; 65] = log.head_signature.as_slice().try_into().map_err(|_| refused())?;
     let signer = recover(&release_head_message(log.head_seq, &hash), &signature).map_err(|_| refused())?;

@@ -9,6 +9,7 @@ needs() {
     cat <<'TABLE'
 build cc build-essential
 build pkg-config pkg-config
+build pc:openssl libssl-dev
 build git git
 deb dpkg-buildpackage dpkg-dev
 deb dh debhelper
