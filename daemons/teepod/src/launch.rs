@@ -123,3 +123,20 @@ pub fn host_files(
     files.insert(File::SysConfig, serde_json::to_vec(&sys).unwrap_or_default());
     files.insert(File::InstanceInfo, serde_json::to_vec(&instance).unwrap_or_default());
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guests_look_for_the_key_service_where_they_can_reach_it() {
+        let mut settings = Settings::default();
+        let own = |ip: &str| Some(ip.parse().unwrap());
+        assert_eq!(kms_urls(&settings, own("198.51.100.7")), ["https://198.51.100.7:9043"]);
+        assert_eq!(kms_urls(&settings, own("2001:db8::7")), ["https://[2001:db8::7]:9043"]);
+        assert!(kms_urls(&settings, None).is_empty());
+        settings.kms_urls = vec!["https://kms.example:8000".into()];
+        assert_eq!(kms_urls(&settings, own("198.51.100.7")), settings.kms_urls);
+    }
+}
