@@ -76,10 +76,25 @@ impl TestRoot {
     /// # Errors
     /// [`SimError`] when signing fails or a time cannot be written.
     pub fn collateral(&self, claims: &Claims) -> Result<Collateral, SimError> {
+        self.collateral_of(claims, |_, _| ())
+    }
+
+    /// The same with changes to the TCB information and the enclave's identity before they are signed: a platform whose
+    /// collateral says something else, for tests of verifiers.
+    ///
+    /// # Errors
+    /// [`SimError`] when signing fails or a time cannot be written.
+    pub fn collateral_of(
+        &self,
+        claims: &Claims,
+        change: impl FnOnce(&mut Value, &mut Value),
+    ) -> Result<Collateral, SimError> {
         let issued = text(claims.issued)?;
         let next = text(claims.issued + claims.validity)?;
-        let tcb_info = tcb_info(claims, &issued, &next).to_string();
-        let qe_identity = qe_identity(claims, &issued, &next).to_string();
+        let mut tcb_info = tcb_info(claims, &issued, &next);
+        let mut qe_identity = qe_identity(claims, &issued, &next);
+        change(&mut tcb_info, &mut qe_identity);
+        let (tcb_info, qe_identity) = (tcb_info.to_string(), qe_identity.to_string());
         let signer = [self.tcb.pem.as_str(), &self.root.pem].concat();
         Ok(Collateral {
             pck_crl_issuer_chain: [self.platform.pem.as_str(), &self.root.pem].concat(),

@@ -49,11 +49,24 @@ impl Collateral {
     /// The number of the TCB evaluation that its text names, zero when it names none. Not verified.
     #[must_use]
     pub fn evaluation_number(&self) -> u32 {
-        #[derive(serde::Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Text {
-            tcb_evaluation_data_number: u32,
-        }
-        serde_json::from_str::<Text>(&self.0.tcb_info).map_or(0, |text| text.tcb_evaluation_data_number)
+        self.tcb_text().map_or(0, |text| text.tcb_evaluation_data_number)
     }
+
+    /// The provisioning enclave that its text is about, hex.
+    pub(crate) fn pce_id(&self) -> String {
+        self.tcb_text().map(|text| text.pce_id).unwrap_or_default()
+    }
+
+    fn tcb_text(&self) -> Option<TcbText> {
+        serde_json::from_str(&self.0.tcb_info).ok()
+    }
+}
+
+/// The parts of the TCB information that are looked at here.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct TcbText {
+    tcb_evaluation_data_number: u32,
+    #[serde(default)]
+    pce_id: String,
 }

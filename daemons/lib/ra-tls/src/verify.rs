@@ -55,6 +55,7 @@ pub fn verify(
     let mut verdict = describe(&claims, roots.realm())?;
     check_td(&mut verdict, &claims);
     check_platform(&mut verdict, &claims, policy, now);
+    check_pce(&mut verdict, &claims, evidence);
     check_log(&mut verdict, evidence.event_log);
     check_boot(&mut verdict, expect);
     check_image(&mut verdict, policy);
@@ -154,6 +155,18 @@ fn check_platform(verdict: &mut Verdict, claims: &QuoteClaims, policy: &Policy, 
     if !policy.devices.is_empty() && !policy.devices.iter().any(|d| d.0 == verdict.device_id) {
         let device = hex::encode(verdict.device_id);
         verdict.fail(Rule::Device, format!("device {device} is not on the list"));
+    }
+}
+
+/// The TCB information must be about the provisioning enclave that certified the platform (P09): the library compares
+/// FMSPC alone.
+fn check_pce(verdict: &mut Verdict, claims: &QuoteClaims, evidence: &Evidence<'_>) {
+    let pce = hex::encode(&claims.platform.pck.pce_id);
+    let about = evidence.collateral.pce_id();
+    if !about.eq_ignore_ascii_case(&pce) {
+        let reason =
+            format!("the TCB information is about provisioning enclave {about:?}, the platform has {pce}");
+        verdict.fail(Rule::TcbStatus, reason);
     }
 }
 

@@ -261,3 +261,6 @@ fn report_data_binds_what_the_caller_holds() {
     case.expect.report_data = Some([8; 64]);
     assert_eq!(case.rules(), [Rule::ReportData]);
 }
+
+#[path = "verify_changes_tests.rs"]
+mod changes;
