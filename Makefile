@@ -16,7 +16,7 @@ export CACHE OUT CARGO_TARGET_DIR V ONLY KEEP DEBIAN_MIRROR
 
 DEPS = tests/vm/lib/deps.sh
 
-.PHONY: help all build install deb image demo check unit scores attacks bench-boot lint machine clean distclean
+.PHONY: help all build install deb image demo check unit scores attacks bench-boot bench-kms lint machine clean distclean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -89,6 +89,9 @@ unit: ## unit, property and bus tests; no root
 
 attacks: ## one line for each known attack and trust rule, with the tests that hold it
 	@tests/attacks/run
+
+bench-kms: ## keys a second, p99 and memory of the key service
+	@tests/bench/kms/run
 
 bench-boot: ## boot time, ours against a plain Debian with Docker, in one run
 	@tests/bench/boot/run

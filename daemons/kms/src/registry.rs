@@ -159,20 +159,29 @@ impl Registry {
     /// # Errors
     /// When it is not the first compose file, or cannot be parsed: owners that cannot be read are not absent.
     pub fn learn(&self, app: &AppId, first_compose: &[u8]) -> Result<Owners, RegistryError> {
-        let hash = ComposeHash::of(first_compose);
-        if hash.app_id() != *app {
-            let reason = format!("the compose file of hash {hash} is not the first one of app {app}");
-            return Err(RegistryError::Compose(reason));
-        }
+        let owners = self.owners(app, first_compose)?;
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut stored = self.app(app)?;
         if stored.owners != Owners::Unknown {
             return Ok(stored.owners);
         }
-        stored.owners = owners(first_compose)
-            .map_err(|e| RegistryError::Compose(format!("the first compose file of app {app}: {e}")))?;
+        stored.owners = owners;
         state::store(&self.file(app), VERSION, &stored)?;
         Ok(stored.owners)
+    }
+
+    /// Who signs an app's upgrades by its first compose file, without keeping it.
+    ///
+    /// # Errors
+    /// As [`Self::learn`].
+    pub fn owners(&self, app: &AppId, first_compose: &[u8]) -> Result<Owners, RegistryError> {
+        let hash = ComposeHash::of(first_compose);
+        if hash.app_id() != *app {
+            let reason = format!("the compose file of hash {hash} is not the first one of app {app}");
+            return Err(RegistryError::Compose(reason));
+        }
+        owners(first_compose)
+            .map_err(|e| RegistryError::Compose(format!("the first compose file of app {app}: {e}")))
     }
 
     /// Puts an owner's statement in force, whose signature was checked.

@@ -197,6 +197,12 @@ impl ReleaseLog {
         lock(&self.index).head
     }
 
+    /// Whether there is a line of this app.
+    #[must_use]
+    pub fn has(&self, app: &AppId) -> bool {
+        lock(&self.index).lines.contains_key(app)
+    }
+
     /// The lines of an app with a number above `after`, at most `limit`, and whether there are more.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 //! Signing an app's certificates. The evidence comes in the request and is judged now; names and dates are wishes.
 
 use super::keys::refused;
-use super::{Engine, summary};
+use super::{Engine, SIGNINGS_MAX, summary};
 use crate::authority::Attached;
 use crate::release_log::Kind;
 use dstack_core::csr::Csr;
@@ -42,6 +42,11 @@ impl Engine {
         if let Err(reason) = self.decide(&authority, boot) {
             self.deny(boot, &verdict, &reason).await;
             return Err(RpcError::forbidden(reason));
+        }
+        if !self.may_sign(boot) {
+            let reason =
+                format!("this instance has got {SIGNINGS_MAX} certificates within a minute; wait a little");
+            return Err(RpcError::failed(reason));
         }
         let evidence =
             csr.config.ext_quote.then_some(Attached { quote: &csr.quote, event_log: &csr.event_log });

@@ -17,7 +17,7 @@ use crate::settings::{PORT, Settings};
 use crate::vault::Vault;
 use crate::webhook::Authorize;
 use dstack_core::event_log::Trusted;
-use dstack_core::ids::{AppId, ComposeHash};
+use dstack_core::ids::{AppId, ComposeHash, InstanceId};
 use dstack_ra_rpc::peer::{PeerError, Verifier};
 use dstack_ra_tls::certificate::Custody;
 use dstack_ra_tls::{Label, Roots, Verdict};
@@ -34,6 +34,11 @@ use tokio::sync::mpsc;
 const DENIAL_PAUSE: Duration = Duration::from_secs(3600);
 /// Most denials that are remembered for that.
 const DENIALS_MAX: usize = 1024;
+
+/// Certificates for one instance of an app within [`SIGNING_WINDOW`]; each is a line of the release log.
+pub const SIGNINGS_MAX: u32 = 120;
+/// The time for that.
+const SIGNING_WINDOW: Duration = Duration::from_secs(60);
 
 /// What an engine is made of.
 #[derive(Debug)]
@@ -76,6 +81,9 @@ pub enum Phase {
     Refused(String),
 }
 
+/// An instance of an app.
+type Holder = (AppId, Option<InstanceId>);
+
 #[derive(Debug)]
 struct Inner {
     parts: Parts,
@@ -86,6 +94,8 @@ struct Inner {
     /// Announced peers and until when.
     peers: Mutex<HashMap<String, Instant>>,
     denials: Mutex<HashMap<String, Instant>>,
+    /// Certificates of each instance in its current window.
+    signings: Mutex<HashMap<Holder, (Instant, u32)>>,
     /// One bootstrap or onboarding at a time.
     founding: tokio::sync::Mutex<()>,
 }
@@ -123,6 +133,7 @@ impl Engine {
             told,
             peers: Mutex::default(),
             denials: Mutex::default(),
+            signings: Mutex::default(),
             founding: tokio::sync::Mutex::default(),
         };
         Ok((Self(Arc::new(inner)), events))
@@ -305,6 +316,15 @@ impl Engine {
         }
         denials.insert(denial, Instant::now());
         true
+    }
+
+    /// Whether an instance may have another certificate now: an app must not fill the disk of the key service.
+    fn may_sign(&self, boot: &Trusted) -> bool {
+        let mut signings = lock(&self.0.signings);
+        signings.retain(|_, (began, _)| began.elapsed() < SIGNING_WINDOW);
+        let (_, count) = signings.entry((boot.app_id, boot.instance_id)).or_insert((Instant::now(), 0));
+        *count += 1;
+        *count <= SIGNINGS_MAX
     }
 
     fn event(&self, kind: Kind, boot: &Trusted, verdict: String, reason: &str) -> Event {

@@ -81,12 +81,33 @@ impl Engine {
         self.submit(signed.statement, first, &Signer::Named(&signed.signatures))
     }
 
-    /// Takes an owner's statement as bytes.
+    /// Whether the app of a statement (JSON) is one that this service has to do with already.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, `StateUnreadable`.
+    pub fn knows_app_of(&self, json: &str) -> Result<bool, Error> {
+        let signed = Signed::parse(json.as_bytes()).map_err(invalid)?;
+        self.knows(&signed.statement.app_id)
+    }
+
+    /// Anybody can make an app and sign for it, so a stranger's statements about unknown apps would fill the disk.
+    fn knows(&self, app: &AppId) -> Result<bool, Error> {
+        Ok(self.log().has(app) || self.0.registry.known(app)?.owners != Owners::Unknown)
+    }
+
+    /// Takes an owner's statement as bytes, from anybody, about an app that has got keys here.
     ///
     /// # Errors
     /// `InvalidArgument`, `StatementRefused`.
     pub fn submit_bytes(&self, request: &SubmitUpgradeRequest) -> Result<(), Error> {
         let statement = Statement::from_bytes(&request.statement).map_err(invalid)?;
+        if !self.knows(&statement.app_id)? {
+            return Err(Error::StatementRefused(format!(
+                "app {} has never asked this key service for keys; start it once, or submit the statement on the key \
+                 service's own host",
+                statement.app_id
+            )));
+        }
         let signature = request.signature.as_slice().try_into();
         let signature = signature.map_err(|_| invalid("an Ed25519 signature has 64 bytes"))?;
         let first = Some(request.first_compose.as_slice()).filter(|c| !c.is_empty());
@@ -96,7 +117,7 @@ impl Engine {
     fn submit(&self, statement: Statement, first: Option<&[u8]>, signer: &Signer<'_>) -> Result<(), Error> {
         let app = statement.app_id;
         let owners = match first {
-            Some(compose) => self.0.registry.learn(&app, compose)?,
+            Some(compose) => self.0.registry.owners(&app, compose)?,
             None => self.0.registry.known(&app)?.owners,
         };
         let keys = match owners {
@@ -127,6 +148,9 @@ impl Engine {
             )));
         }
         let (hash, seq) = (statement.compose_hash, statement.seq);
+        if let Some(compose) = first {
+            self.0.registry.learn(&app, compose)?;
+        }
         self.0.registry.submit(statement)?;
         tracing::info!(
             MESSAGE_ID = message_id::UPGRADE_ALLOWED,

@@ -4,6 +4,7 @@
 use crate::keys::{COMPOSE, other_compose};
 use crate::world::{Boot, READY, WANTS, World, reason};
 use dstack_core::csr::{Config, Csr};
+use dstack_kms::engine::SIGNINGS_MAX;
 use dstack_ra_tls::certificate::{self, Usage};
 use dstack_rpc::kms::{SignCertRequest, SignCertResponse};
 
@@ -99,4 +100,20 @@ async fn p15_requests_are_bounded() {
     let request = SignCertRequest { csr: vec![0; 5 * 1024 * 1024], signature: Vec::new() };
     let error = reason(world.call::<_, SignCertResponse>(None, "SignCert", &request).await);
     assert!(error.contains("larger than") || error.contains("over the limit"), "{error}");
+}
+
+#[tokio::test]
+async fn p15_an_app_does_not_fill_the_release_log_with_certificates() {
+    let world = World::new().await;
+    let boot = Boot::of(COMPOSE, READY);
+    let request = boot.csr(Config { ext_quote: false, ..wishes() });
+    let engine = &world.engine;
+    for _ in 0..SIGNINGS_MAX {
+        engine.sign_cert(None, &request).await.unwrap();
+    }
+    let refused = engine.sign_cert(None, &request).await.unwrap_err().to_string();
+    assert!(refused.contains("within a minute"), "{refused}");
+    let other = Boot::of(&other_compose(1), READY);
+    assert!(engine.sign_cert(None, &other.csr(wishes())).await.is_ok(), "others are not held up");
+    assert_eq!(engine.log().head().seq, u64::from(SIGNINGS_MAX) + 1);
 }

@@ -99,3 +99,30 @@ async fn t08_the_first_compose_can_be_revoked_by_the_owner() {
     world.call::<_, ()>(None, "SubmitUpgrade", &signed(&ended, &owner())).await.unwrap();
     assert!(reason(world.app_key(&second).await).contains("ended"));
 }
+
+#[tokio::test]
+async fn p15_strangers_do_not_fill_the_disk_with_apps_of_their_own() {
+    let world = World::new().await;
+    let first = Boot::of(&owned(), WANTS);
+    let second = Boot::of(COMPOSE, WANTS).claiming(first.app);
+    let mut request = signed(&statement(&first, &second, 1), &owner());
+    request.first_compose = owned();
+    let refused = reason(world.call::<_, ()>(None, "SubmitUpgrade", &request).await);
+    assert!(refused.contains("never asked"), "{refused}");
+    assert!(!world.engine.knows_app_of(&json(&first, &second)).unwrap(), "nothing is kept");
+    // Nor does a statement of a stranger teach who the owner is.
+    let mut forged: Signed = serde_json::from_str(&json(&first, &second)).unwrap();
+    forged.signatures[0].signature = [0; 64];
+    assert!(world.engine.submit_json(&serde_json::to_string(&forged).unwrap()).is_err());
+    assert!(!world.engine.knows_app_of(&json(&first, &second)).unwrap(), "nothing is kept");
+    world.app_key(&first).await.unwrap();
+    world.call::<_, ()>(None, "SubmitUpgrade", &request).await.unwrap();
+}
+
+fn json(first: &Boot, second: &Boot) -> String {
+    let statement = statement(first, second, 1);
+    let signature = ed25519::sign(&owner(), &statement.to_bytes()).unwrap();
+    let signatures = vec![Signature { key: ed25519::public_key(&owner()).unwrap(), signature }];
+    let first_compose = Some(String::from_utf8(owned()).unwrap());
+    serde_json::to_string(&Signed { statement, signatures, first_compose }).unwrap()
+}
