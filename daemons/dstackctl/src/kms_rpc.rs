@@ -4,6 +4,7 @@
 use crate::errors::{Exit, Failure};
 use crate::places;
 use crate::trust::{Trusted, fingerprint};
+use dstack_core::kms_address::{Address, PORT};
 use dstack_ra_rpc::client::{connect, presented};
 use dstack_ra_rpc::collateral::{Cache, QuoteSim};
 use dstack_ra_rpc::pccs::{INTEL, Pccs};
@@ -19,8 +20,6 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// The port of key services.
-const PORT: u16 = 9043;
 /// Time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The simulated TEE's service of this machine.
@@ -30,43 +29,36 @@ pub const TRUST_ROOTS: [&str; 2] = ["/etc/dstack/trust.d", "/usr/lib/dstack/trus
 
 /// Where a key service is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
-    /// Host name or address.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
-}
+pub struct Endpoint(Address);
 
 impl Endpoint {
-    /// Parses `https://HOST[:PORT]`; the scheme may be left out, and so may a path of `/` or `/prpc`.
+    /// Parses `https://HOST[:PORT][/PATH]`; the scheme may be left out.
     ///
     /// # Errors
     /// What it needs.
     pub fn parse(text: &str) -> Result<Self, Failure> {
-        let wrong =
-            || Failure::usage(format!("{text:?} is no address of a key service: write https://HOST:{PORT}"));
         let full = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
-        let uri: hyper::Uri = full.parse().map_err(|_| wrong())?;
-        let plain = matches!(uri.path(), "" | "/" | "/prpc" | "/prpc/") && uri.query().is_none();
-        let authority = uri.authority().filter(|a| !a.as_str().contains('@')).ok_or_else(wrong)?;
-        if uri.scheme_str() != Some("https") || !plain || authority.host().is_empty() {
-            return Err(wrong());
-        }
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-        Ok(Self { host, port: authority.port_u16().unwrap_or(PORT) })
+        Address::parse(&full).map(Self).ok_or_else(|| {
+            Failure::usage(format!("{text:?} is no address of a key service: write https://HOST:{PORT}"))
+        })
     }
 
     /// As a URL.
     #[must_use]
     pub fn url(&self) -> String {
-        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
-        format!("https://{host}:{}", self.port)
+        format!("https://{}{}", self.0, self.0.base)
+    }
+
+    /// Host name or address.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.0.host
     }
 
     async fn dial(&self) -> Result<TcpStream, Failure> {
         let failed =
             |why: &dyn std::fmt::Display| Failure::new(format!("cannot reach {}: {why}", self.url()));
-        match timeout(CONNECT_TIMEOUT, TcpStream::connect((self.host.as_str(), self.port))).await {
+        match timeout(CONNECT_TIMEOUT, TcpStream::connect((self.host(), self.0.port))).await {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(error)) => Err(failed(&error)
                 .hint("is it the address of the key service, and is it reachable from this machine?")),
@@ -129,7 +121,7 @@ where
     let stream = endpoint.dial().await?;
     let connected = connect(stream, Arc::new(config), &verifier()?, &rules).await;
     let connection = connected.map_err(|e| refused(endpoint, &e).hint(changed(ca_public_key)))?;
-    let path = format!("/prpc/KMS.{method}?json");
+    let path = format!("{}/prpc/KMS.{method}?json", endpoint.0.base);
     connection.call(&path, args).await.map_err(|e| answered(endpoint, &e))
 }
 
@@ -181,20 +173,13 @@ mod tests {
             ("kms.test", "https://kms.test:9043"),
             ("kms.test:1", "https://kms.test:1"),
             ("https://kms.test/prpc", "https://kms.test:9043"),
+            ("https://kms.test/a/", "https://kms.test:9043/a"),
             ("https://[fd00::1]:9043/", "https://[fd00::1]:9043"),
             ("10.0.2.2:9043", "https://10.0.2.2:9043"),
         ] {
             assert_eq!(Endpoint::parse(text).unwrap().url(), url, "{text}");
         }
-        for text in [
-            "",
-            "http://kms.test",
-            "https://",
-            "https://a@kms.test",
-            "https://kms.test/x",
-            "https://k?x",
-            "a b",
-        ] {
+        for text in ["", "http://kms.test", "https://", "https://a@kms.test", "https://k?x", "a b"] {
             assert_eq!(Endpoint::parse(text).unwrap_err().exit, Exit::Usage, "{text}");
         }
     }

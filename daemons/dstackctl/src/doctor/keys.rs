@@ -71,7 +71,7 @@ fn address(kms: &Trusted) -> Check {
     const NAME: &str = "key address";
     let remedy = "set the address at which guests reach this host in /etc/dstack/kms.toml, see kms.toml(5)";
     match Endpoint::parse(&kms.url) {
-        Ok(endpoint) if is_loopback(&endpoint.host) => {
+        Ok(endpoint) if is_loopback(endpoint.host()) => {
             Check::bad(NAME, format!("{} is a loopback address: no guest reaches it", kms.url), remedy)
         }
         Ok(endpoint) => Check::good(NAME, format!("guests reach the key service at {}", endpoint.url())),
