@@ -21,7 +21,7 @@ pub type OwnedOptions = HashMap<String, OwnedVariant>;
 pub type UpgradeRow = (String, String, u64);
 
 /// A row of `GetReleaseLog`: `seq t`, `time t` (Unix seconds), `kind s` (`released denied signed onboarded`), `instance s`,
-/// `compose_hash s`, `verdict s`, `reason s`, `hash s`.
+/// `compose_hash s`, `verdict s`, `reason s`, `prev s` and `hash s` (of the line before and of this one, hex).
 pub type ReleaseRow = HashMap<String, OwnedVariant>;
 
 crate::bus_errors! {
