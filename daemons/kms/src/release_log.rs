@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -251,33 +251,18 @@ fn scan(path: &Path, file: &File) -> Result<(Index, Option<Vec<u8>>), LogError> 
     loop {
         line.clear();
         let io = |error: io::Error| LogError::Io(path.display().to_string(), error.to_string());
-        if reader.read_until(b'\n', &mut line).map_err(io)? == 0 {
+        if reader.by_ref().take(LINE_MAX as u64 + 1).read_until(b'\n', &mut line).map_err(io)? == 0 {
             return Ok((index, None));
         }
-        if line.pop() != Some(b'\n') {
-            // What was taken off belongs to the line.
-            let start = index.end;
-            let mut torn = Vec::new();
-            io::Read::read_to_end(&mut io::Read::take(OffsetReader(file, start), u64::MAX), &mut torn)
-                .map_err(io)?;
-            return Ok((index, Some(torn)));
+        if line.last() != Some(&b'\n') && line.len() <= LINE_MAX {
+            return Ok((index, Some(line)));
         }
+        line.pop();
         check(&mut index, &line).map_err(|reason| LogError::Damaged {
             path: path.display().to_string(),
             line: index.head.seq + 1,
             reason,
         })?;
-    }
-}
-
-/// Reads a file from a place on, without moving it.
-struct OffsetReader<'a>(&'a File, u64);
-
-impl io::Read for OffsetReader<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.0.read_at(buffer, self.1)?;
-        self.1 += read as u64;
-        Ok(read)
     }
 }
 

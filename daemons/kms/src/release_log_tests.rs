@@ -110,7 +110,8 @@ async fn t23_a_changed_or_removed_line_stops_the_service() {
     let lines: Vec<&str> = text.split_inclusive('\n').collect();
     let changed = text.replacen("root=intel", "root=other", 1);
     let garbage = format!("{}x\n{}", lines[0], lines[1]);
-    for bad in [changed, [lines[0], lines[2]].concat(), [lines[1], lines[0]].concat(), garbage] {
+    let endless = format!("{}{}", lines[0], "x".repeat(LINE_MAX + 1));
+    for bad in [changed, [lines[0], lines[2]].concat(), [lines[1], lines[0]].concat(), garbage, endless] {
         std::fs::write(&path, &bad).unwrap();
         assert!(matches!(ReleaseLog::open(dir.path(), NOW), Err(LogError::Damaged { .. })), "{bad}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), bad, "left as it is");

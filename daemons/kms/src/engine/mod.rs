@@ -3,11 +3,14 @@
 
 pub mod bootstrap;
 pub mod certificates;
+pub mod errors;
 pub mod keys;
 pub mod peers;
 pub mod upgrades;
 
-use crate::authority::{Authority, AuthorityError};
+pub use errors::{app_id, internal, invalid};
+
+use crate::authority::Authority;
 use crate::decide::{self, Basis};
 use crate::onboard::Attest;
 use crate::policy;
@@ -23,7 +26,6 @@ use dstack_ra_tls::certificate::Custody;
 use dstack_ra_tls::{Label, Roots, Verdict};
 use dstack_service::api::kms1::Error;
 use dstack_service::config::Directories;
-use dstack_service::errors::Fdo;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -383,52 +385,6 @@ fn summary(verdict: &Verdict, basis: Option<Basis>) -> String {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Something that the caller wrote.
-pub fn invalid(error: impl std::fmt::Display) -> Error {
-    Error::InvalidArgument(error.to_string())
-}
-
-/// A defect of this service.
-pub fn internal(error: impl std::fmt::Display) -> Error {
-    Error::Fdo(Fdo::failed(format!("internal error, please report it: {error}")))
-}
-
-impl From<RegistryError> for Error {
-    fn from(error: RegistryError) -> Self {
-        match error {
-            error if error.is_no_space() => Self::NoSpace(error.to_string()),
-            RegistryError::NotThere(..) => Self::NoSuchUpgrade(error.to_string()),
-            RegistryError::OwnerDecides(_) => Self::OwnerDecides(error.to_string()),
-            RegistryError::Compose(_) => Self::InvalidArgument(error.to_string()),
-            RegistryError::Statement(_) => Self::StatementRefused(error.to_string()),
-            error => Self::StateUnreadable(error.to_string()),
-        }
-    }
-}
-
-impl From<AuthorityError> for Error {
-    fn from(error: AuthorityError) -> Self {
-        match error {
-            AuthorityError::Refused(_) => Self::InvalidArgument(error.to_string()),
-            error => internal(error),
-        }
-    }
-}
-
-impl From<LogError> for Error {
-    fn from(error: LogError) -> Self {
-        Self::StateUnreadable(error.to_string())
-    }
-}
-
-/// An app id as text.
-///
-/// # Errors
-/// `InvalidArgument`.
-pub fn app_id(text: &str) -> Result<AppId, Error> {
-    text.parse().map_err(invalid)
 }
 
 /// Whether the sent compose file is the measured one.
