@@ -34,6 +34,8 @@ pub mod layout;
 pub mod measure;
 pub mod outputs;
 pub mod prepare;
+#[cfg(test)]
+mod real_kms_tests;
 pub mod status;
 pub mod tee;
 #[cfg(test)]

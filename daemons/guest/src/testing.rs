@@ -14,7 +14,8 @@ use dstack_keys::derive::Roots as KmsRoots;
 use dstack_quote_sim::collateral::Claims;
 use dstack_quote_sim::pki::{self, Stored, TestRoot};
 use dstack_quote_sim::quote::TdReport;
-use dstack_ra_rpc::collateral::{Cache, Offline};
+use dstack_ra_rpc::collateral::{Cache, Fetch, Offline, PlatformId};
+use dstack_ra_rpc::peer::BoxFuture;
 use dstack_ra_rpc::tls::server_config;
 use dstack_ra_rpc::{Identity, Rules, Server, Session, Verifier, serve};
 use dstack_ra_tls::certificate::{Custody, OID_USAGE, Usage, extension, realm_extensions};
@@ -127,6 +128,21 @@ pub struct Nobody;
 impl Connect for Nobody {
     fn connect(&self) -> io::Result<Box<dyn Channel>> {
         Err(io::ErrorKind::ConnectionRefused.into())
+    }
+}
+
+/// The root's certificate, PEM.
+pub fn root_pem() -> &'static str {
+    ROOT.certificate_pem()
+}
+
+/// Serves the root's collateral.
+pub struct Collateral;
+
+impl Fetch for Collateral {
+    fn fetch(&self, _platform: PlatformId) -> BoxFuture<'_, Result<Vec<u8>, String>> {
+        let collateral = ROOT.collateral(&Claims::up_to_date(OffsetDateTime::now_utc())).unwrap();
+        Box::pin(async move { Ok(serde_json::to_vec(&collateral).unwrap()) })
     }
 }
 
@@ -247,16 +263,6 @@ fn run(
     asked: Arc<AtomicUsize>,
     stopped: tokio::sync::oneshot::Receiver<()>,
 ) -> u16 {
-    struct Collateral;
-    impl dstack_ra_rpc::Fetch for Collateral {
-        fn fetch(
-            &self,
-            _platform: dstack_ra_rpc::PlatformId,
-        ) -> dstack_ra_rpc::peer::BoxFuture<'_, Result<Vec<u8>, String>> {
-            let collateral = ROOT.collateral(&Claims::up_to_date(OffsetDateTime::now_utc())).unwrap();
-            Box::pin(async move { Ok(serde_json::to_vec(&collateral).unwrap()) })
-        }
-    }
     let roots = Roots::test(ROOT.certificate().to_vec());
     let verifier = Arc::new(Verifier::new(roots, Policy::default(), Cache::new(None, Collateral)));
     let rules = Rules::attested(Some(Milestone::KeysWanted));
