@@ -49,7 +49,7 @@ pub async fn run(args: &Deploy, global: &Global, ui: &Ui) -> Result<(), Failure>
     warn(built);
     prepared.tell();
     let app = args.app_id.unwrap_or(prepared.hash().app_id());
-    let sealed = prepared.seal(&client, app).await?;
+    let sealed = prepared.seal(&client, app, "").await?;
     let mut options = shape_options(&client, &args.shape).await?;
     if let Some(path) = args.user_config.as_deref() {
         options.insert("user_config", Variant::from(read_user_config(path)?));
@@ -195,7 +195,8 @@ impl Deployment<'_> {
             self.client.change("CreateVm", &request).await;
         let (vm, job) = created?;
         if let Some(sealed) = self.sent {
-            secrets::remember(&self.app, sealed)?;
+            let id = self.client.vm_at(vm.clone()).await?.id().await?;
+            secrets::remember(&self.app, &id, sealed)?;
         }
         if !wait {
             return self.created(&vm).await;

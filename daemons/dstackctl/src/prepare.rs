@@ -171,14 +171,15 @@ impl Prepared {
         core::hash(&self.built.bytes)
     }
 
-    /// Encrypts and signs the secrets for an app; `None` when there are none to send.
+    /// Encrypts and signs the secrets for an app; `None` when there are none to send. `vm` is the id of the VM that has
+    /// secrets already.
     ///
     /// # Errors
     /// When the app's key cannot be had or is not the key service's.
-    pub async fn seal(&self, client: &Client, app: AppId) -> Result<Option<Sealed>, Failure> {
+    pub async fn seal(&self, client: &Client, app: AppId, vm: &str) -> Result<Option<Sealed>, Failure> {
         let target = Target { app, compose: self.hash() };
         if let (true, Some(signer)) = (self.again, &self.signer) {
-            return secrets::sign_again(signer, target).map(Some);
+            return secrets::sign_again(signer, target, vm).map(Some);
         }
         let Some(provider) = self.provider.as_ref().filter(|_| !self.variables.is_empty()) else {
             return Ok(None);

@@ -10,6 +10,7 @@ use dstack_core::env_signature::EnvSignature;
 use dstack_core::ids::{AppId, ComposeHash, SignerKey};
 use dstack_keys::env::{Sent, Variables, encrypt, sign};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -112,8 +113,8 @@ pub fn seal(
     Ok(Sealed { blob: Some(blob), signature })
 }
 
-/// What this machine remembers of the last secrets it sent to an app: enough to sign them for another version, and
-/// nothing that is secret.
+/// What this machine remembers of the last secrets it sent to a VM: enough to sign them for another version, and nothing
+/// that is secret. Each VM of an app has its own, as encrypting twice gives two texts.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
     version: u32,
@@ -127,50 +128,72 @@ struct Record {
 ///
 /// # Errors
 /// When this machine has not sent them.
-pub fn sign_again(signer: &Identity, target: Target) -> Result<Sealed, Failure> {
+pub fn sign_again(signer: &Identity, target: Target, vm: &str) -> Result<Sealed, Failure> {
     let unknown = || {
         Failure::new(
             "the app's secrets are signed for one version of it, and were not sent from this machine",
         )
         .hint("give them again: --env-file FILE; or drop them: --no-secrets")
     };
-    let record = record(&target.app)?.ok_or_else(unknown)?;
+    let record = record(&record_path(&target.app, vm)?)?.ok_or_else(unknown)?;
     let sent = Sent { app: &target.app, compose: &target.compose, digest: record.digest };
     Ok(Sealed { blob: None, signature: Some(signed(signer, &sent)?) })
 }
 
 fn signed(signer: &Identity, sent: &Sent<'_>) -> Result<Vec<u8>, Failure> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis());
-    let last = record(sent.app)?.map_or(0, |r| r.seq);
+    let last = last_number(sent.app)?;
     // Milliseconds grow also from one machine of the sender to the next.
     let seq = u64::try_from(now).unwrap_or(u64::MAX).max(last.saturating_add(1));
     sign(&signer.secret, sent, seq).map_err(|e| Failure::new(e.to_string()))
 }
 
-/// Remembers what was sent, once teepod has it.
+/// Remembers what was sent to a VM (by its id), once teepod has it.
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn remember(app: &AppId, sealed: &Sealed) -> Result<(), Failure> {
+pub fn remember(app: &AppId, vm: &str, sealed: &Sealed) -> Result<(), Failure> {
     let Some(file) = &sealed.signature else { return Ok(()) };
     let seq = EnvSignature::parse(file).map_err(|e| Failure::new(e.to_string()))?.seq;
-    let known = record(app)?.map(|r| r.digest);
+    let path = record_path(app, vm)?;
+    let known = record(&path)?.map(|r| r.digest);
     let digest = sealed.blob.as_deref().map(dstack_core::env_signature::digest).or(known);
     let Some(digest) = digest else { return Ok(()) };
     let json = serde_json::to_vec(&Record { version: 1, seq, digest })
         .map_err(|e| Failure::new(format!("cannot write what was sent: {e}")))?;
-    let path = record_path(app)?;
-    places::make_directory(path.parent().unwrap_or(Path::new("/")), 0o700)?;
+    places::make_directory(&directory(app)?, 0o700)?;
     places::replace(&path, &json, 0o600)
 }
 
-fn record_path(app: &AppId) -> Result<PathBuf, Failure> {
-    Ok(places::state()?.join("sent").join(format!("{app}.json")))
+fn directory(app: &AppId) -> Result<PathBuf, Failure> {
+    Ok(places::state()?.join("sent").join(app.to_string()))
 }
 
-fn record(app: &AppId) -> Result<Option<Record>, Failure> {
-    let path = record_path(app)?;
-    let Some(bytes) = places::read(&path)? else { return Ok(None) };
+/// A VM's id comes from the host, so it is no part of a path.
+fn record_path(app: &AppId, vm: &str) -> Result<PathBuf, Failure> {
+    let name: String = Sha256::digest(vm).iter().take(16).map(|b| format!("{b:02x}")).collect();
+    Ok(directory(app)?.join(format!("{name}.json")))
+}
+
+/// The number of the last secrets sent to any VM of an app; 0 when there were none.
+fn last_number(app: &AppId) -> Result<u64, Failure> {
+    let directory = directory(app)?;
+    let entries = match std::fs::read_dir(&directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        other => other.map_err(|e| places::cannot("read", &directory, &e))?,
+    };
+    let mut last = 0;
+    for entry in entries {
+        let path = entry.map_err(|e| places::cannot("read", &directory, &e))?.path();
+        if path.extension().is_some_and(|e| e == "json") {
+            last = last.max(record(&path)?.map_or(0, |r| r.seq));
+        }
+    }
+    Ok(last)
+}
+
+fn record(path: &Path) -> Result<Option<Record>, Failure> {
+    let Some(bytes) = places::read(path)? else { return Ok(None) };
     let parsed: Result<Record, _> = serde_json::from_slice(&bytes);
     match parsed {
         Ok(record) if record.version == 1 => Ok(Some(record)),

@@ -32,14 +32,14 @@ pub enum Permission {
 /// What is wrong with the input, or why teepod refused.
 pub async fn run(client: &Client, args: &Upgrade, ui: &Ui) -> Result<String, Failure> {
     let vm = client.vm(&args.name).await?;
-    let name = vm.name().await?;
+    let (name, id) = (vm.name().await?, vm.id().await?);
     let app: AppId = vm.app_id().await?.parse().map_err(|e| Failure::new(format!("{e}")))?;
     let bytes = client.manager.get_app_compose(&name).await?;
     let old = AppCompose::parse(&bytes)
         .map_err(|e| Failure::new(format!("the version that VM {name} has cannot be read: {e}")))?;
     let prepared = prepare::upgrade(client, args, &name, &old).await?;
     prepared.tell();
-    let sealed = prepared.seal(client, app).await?;
+    let sealed = prepared.seal(client, app, &id).await?;
     let mut options = Options::new();
     prepare::insert(&mut options, sealed.as_ref());
     if args.no_secrets {
@@ -48,7 +48,7 @@ pub async fn run(client: &Client, args: &Upgrade, ui: &Ui) -> Result<String, Fai
     }
     let hash: String = client.change("UpgradeApp", &(&name, &prepared.built.bytes, options)).await?;
     if let Some(sealed) = &sealed {
-        secrets::remember(&app, sealed)?;
+        secrets::remember(&app, &id, sealed)?;
     }
     report(client, &prepared, &name, app, &hash, ui).await?;
     Ok(name)

@@ -146,9 +146,8 @@ async fn t09_p06_secrets_are_encrypted_and_signed_here() {
     assert!(!String::from_utf8(world.vm("a").compose).unwrap().contains("s3cret"));
     let key = std::fs::metadata(world.own("config/dstack/env-signer.pem")).unwrap();
     assert_eq!(key.permissions().mode() & 0o777, 0o600);
-    let sent =
-        std::fs::read_to_string(world.own(&format!("state/dstack/sent/{}.json", world.vm("a").app_id)))
-            .unwrap();
+    let mut sent = std::fs::read_dir(world.own("state/dstack/sent").join(world.vm("a").app_id)).unwrap();
+    let sent = std::fs::read_to_string(sent.next().unwrap().unwrap().path()).unwrap();
     assert!(!sent.contains("s3cret"), "{sent}");
     // The same user's key signs the next app too.
     assert_eq!(world.deploy("b", &["-e", "A=1"]).await.code, 0);
@@ -294,6 +293,24 @@ async fn t09_an_upgrade_keeps_key_service_sender_and_secrets() {
     let none = world.ctl(&["vm", "upgrade", "a", &second, "--no-secrets"]).await;
     assert!(none.code == 0 && world.vm("a").env == (vec![], vec![]), "{none:?}");
     assert_eq!(world.compose("a").allowed_envs, Some(vec![]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t09_each_vm_of_an_app_keeps_the_secrets_it_was_sent() {
+    let world = World::new().await;
+    assert_eq!(world.deploy("a", &["-e", "A=one"]).await.code, 0);
+    let document = world.file("app-compose.json", std::str::from_utf8(&world.vm("a").compose).unwrap());
+    let second = ["deploy", &document, "--name", "b", "--no-start", "-e", "A=two"];
+    assert_eq!(world.ctl(&second).await.code, 0);
+    assert_eq!(world.vm("a").app_id, world.vm("b").app_id);
+    let file = world.file("second.yaml", "services:\n  web:\n    image: nginx@sha256:01\n");
+    for vm in ["a", "b"] {
+        let run = world.ctl(&["vm", "upgrade", vm, &file]).await;
+        assert_eq!(run.code, 0, "{run:?}");
+    }
+    assert_eq!(world.secrets("a"), pairs(&[("A", "one")]));
+    assert_eq!(world.secrets("b"), pairs(&[("A", "two")]));
+    assert!(!world.own("state/dstack/a.json").exists(), "an id is no path");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -78,7 +78,8 @@ struct Vm(String, Arc<Shared>);
 impl Vm {
     #[zbus(property)]
     fn id(&self) -> String {
-        "0b8e2a1c-1111-4222-8333-444455556666".to_owned()
+        // As a hostile host could answer.
+        format!("../../{}", self.0)
     }
     #[zbus(property)]
     fn name(&self) -> String {
