@@ -7,6 +7,7 @@
 use crate::attest::Attestor;
 use crate::leaf::from_pem;
 use crate::trust::TrustError;
+use dstack_core::kms_address::{ADDRESSES_MAX, Address};
 use dstack_core::quote_sim_wire::Certified;
 use dstack_keys::handover::AppKeys;
 use dstack_ra_rpc::client::connect;
@@ -23,16 +24,12 @@ use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-/// Port of a key service whose address names none.
-pub const PORT: u16 = 9043;
-/// Most addresses that are tried.
-const URLS_MAX: usize = 8;
 /// Time for a TCP connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long our certificate is used, and how long it is valid.
 const IDENTITY_AGE: Duration = Duration::from_secs(3600);
 const IDENTITY_LIFE: Duration = Duration::from_secs(2 * 3600);
-const METHOD: &str = "/prpc/KMS.SignCert?json";
+const METHOD: &str = "prpc/KMS.SignCert?json";
 
 /// The key service of this app.
 pub struct Kms {
@@ -72,7 +69,8 @@ impl Kms {
         if certificate::parse(&root).map_or(true, |claims| claims.public_key != public_key) {
             return Err(TrustError::BadKeys("the key service's CA is not the pinned one"));
         }
-        let addresses = handed.kms_urls.iter().filter_map(|url| Address::parse(url)).take(URLS_MAX).collect();
+        let addresses =
+            handed.kms_urls.iter().filter_map(|url| Address::parse(url)).take(ADDRESSES_MAX).collect();
         Ok(Self { addresses, public_key, root, session: Mutex::new(None) })
     }
 
@@ -117,7 +115,10 @@ impl Kms {
         let rules = Rules::issued(Anchor::pinned(self.public_key.clone()), vec![Usage::KmsRpc]);
         let connected = connect(stream, Arc::clone(&session.config), &session.verifier, &rules).await;
         let connection = connected.map_err(|e| e.to_string())?;
-        let reply: SignCertResponse = connection.call(METHOD, request).await.map_err(|e| e.to_string())?;
+        let reply: SignCertResponse = connection
+            .call(&format!("{}/{METHOD}", address.base), request)
+            .await
+            .map_err(|e| e.to_string())?;
         Ok(reply.certificate_chain)
     }
 
@@ -201,67 +202,5 @@ impl Fetch for Served {
     fn fetch(&self, _platform: PlatformId) -> BoxFuture<'_, Result<Vec<u8>, String>> {
         let json = serde_json::to_vec(&self.0.collateral).map_err(|e| e.to_string());
         Box::pin(async move { json })
-    }
-}
-
-/// Where a key service may be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Address {
-    host: String,
-    port: u16,
-}
-
-impl Address {
-    /// `https://HOST[:PORT][/…]`; anything else is no address.
-    fn parse(url: &str) -> Option<Self> {
-        let authority = url.strip_prefix("https://")?.split(['/', '?', '#']).next()?;
-        let (host, port) = match authority.strip_prefix('[') {
-            Some(rest) => rest.split_once(']')?,
-            None => authority.find(':').map_or((authority, ""), |at| authority.split_at(at)),
-        };
-        let port = match port {
-            "" => PORT,
-            text => text.strip_prefix(':')?.parse().ok()?,
-        };
-        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
-        let good = !host.is_empty() && host.len() <= 253 && host.chars().all(allowed);
-        good.then(|| Self { host: host.to_owned(), port })
-    }
-}
-
-impl std::fmt::Display for Address {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.host, self.port)
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_are_host_and_port() {
-        let cases = [
-            ("https://192.0.2.1:9043", Some("192.0.2.1:9043")),
-            ("https://kms.example.com/prpc", Some("kms.example.com:9043")),
-            ("https://[2001:db8::1]:443/", Some("2001:db8::1:443")),
-            ("https://[2001:db8::1]", Some("2001:db8::1:9043")),
-            ("http://kms.example.com", None),
-            ("kms.example.com:9043", None),
-            ("https://", None),
-            ("https://:9043", None),
-            ("https://a b", None),
-            ("https://user@kms", None),
-            ("https://kms:99999", None),
-            ("https://kms:", None),
-            ("https://[::1", None),
-            ("https://k\u{fc}ms", None),
-        ];
-        for (url, expected) in cases {
-            let address = Address::parse(url).map(|a| a.to_string());
-            assert_eq!(address.as_deref(), expected, "{url}");
-        }
-        assert!(Address::parse(&format!("https://{}", "x".repeat(254))).is_none());
     }
 }

@@ -186,21 +186,18 @@ fn names(wish: &Config) -> Result<CertificateParams, TrustError> {
     Ok(params)
 }
 
-/// Begin and end of a certificate's life: as wished, but not over [`LIFE_MAX`], and not over already.
+/// Begin and end of a certificate's life: as wished, within what a key service grants too: not long before now, not
+/// after [`LIFE_MAX`] from now, and not over already.
 fn life(now: SystemTime, from: Option<u64>, to: Option<u64>) -> Result<(SystemTime, SystemTime), TrustError> {
     let now = now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let from = from.unwrap_or_else(|| now.saturating_sub(BACKDATED));
-    let end = from.max(now).saturating_add(LIFE_MAX);
-    let to = to.unwrap_or(end).min(end);
+    let (first, last) = (now.saturating_sub(BACKDATED), now.saturating_add(LIFE_MAX));
+    let (from, to) = (from.unwrap_or(first).max(first), to.unwrap_or(last).min(last));
     if to <= from || to <= now {
-        return Err(TrustError::Argument("not_after is not after not_before and now".into()));
+        return Err(TrustError::Argument(
+            "the certificate would not be valid at any time from now on".into(),
+        ));
     }
-    let time = |seconds| {
-        let year_9999 = 253_402_300_799;
-        let refused = || TrustError::Argument("a date is after the year 9999".into());
-        (seconds <= year_9999).then(|| UNIX_EPOCH + Duration::from_secs(seconds)).ok_or_else(refused)
-    };
-    Ok((time(from)?, time(to)?))
+    Ok((UNIX_EPOCH + Duration::from_secs(from), UNIX_EPOCH + Duration::from_secs(to)))
 }
 
 /// One PEM block with plain line ends.

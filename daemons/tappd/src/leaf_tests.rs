@@ -72,10 +72,11 @@ fn t20_dates_are_honoured_within_90_days() {
     let day = 86_400;
     let cases = [
         (None, None, Some((NOW - 3600, NOW + LIFE_MAX))),
-        (Some(NOW - 5 * day), Some(NOW + day), Some((NOW - 5 * day, NOW + day))),
-        (Some(NOW + day), None, Some((NOW + day, NOW + day + LIFE_MAX))),
+        (Some(NOW - 5 * day), Some(NOW + day), Some((NOW - 3600, NOW + day))),
+        (Some(NOW - 60), Some(NOW + 60), Some((NOW - 60, NOW + 60))),
+        (Some(NOW + day), None, Some((NOW + day, NOW + LIFE_MAX))),
         (None, Some(NOW + 3650 * day), Some((NOW - 3600, NOW + LIFE_MAX))),
-        (Some(0), Some(u64::MAX), Some((0, NOW + LIFE_MAX))),
+        (Some(0), Some(u64::MAX), Some((NOW - 3600, NOW + LIFE_MAX))),
         (None, Some(NOW), None),
         (None, Some(0), None),
         (Some(NOW + 2), Some(NOW + 1), None),

@@ -5,7 +5,10 @@
 mod common;
 
 use common::program::{Bus, Tappd, activate};
+use common::world::{self, World};
 use common::{Journal, eventually};
+use dstack_keys::derive;
+use dstack_keys::handover::Provider;
 use std::collections::HashMap;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -88,6 +91,57 @@ async fn activation_to_stop() {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert!(tappd.child.wait().unwrap().success());
     assert!(asked.elapsed() < Duration::from_secs(3));
+}
+
+#[tokio::test]
+async fn keys_and_quotes_over_the_bus() {
+    tokio::time::timeout(Duration::from_secs(30), over_the_bus()).await.unwrap();
+}
+
+async fn over_the_bus() {
+    let world = World::new(Provider::Kms, 10);
+    let Some(bus) = Bus::start(world.directory.path()) else { return };
+    let settings = world.settings(Some(&world.run()));
+    let tappd = activate(Path::new(TAPPD), world.directory.path(), &settings, &bus);
+    let connection = bus.connect().await;
+    let manager = manager(&connection).await;
+    let id = world::app_id().to_string();
+    eventually(async || manager.get_property::<String>("AppId").await.is_ok_and(|found| found == id)).await;
+    assert_eq!(manager.get_property::<String>("KeyProvider").await.unwrap(), "kms");
+    assert!(manager.get_property::<String>("Realm").await.unwrap().starts_with("test:"));
+    assert!(manager.get_property::<String>("KeyProviderInfo").await.unwrap().contains("\"id\":\"3059"));
+
+    let quoted: zbus::Result<(Vec<u8>, String)> = manager.call("GetQuote", &(vec![7_u8; 3],)).await;
+    let options = HashMap::from([("subject", Variant::from("app")), ("server_auth", Variant::from(true))]);
+    let key: zbus::Result<(zbus::OwnedFd, Vec<Vec<u8>>)> =
+        manager.call("GetKey", &("a", "b", "ed25519")).await;
+    if !rustix::process::geteuid().is_root() {
+        // There is no polkit on this bus, so only root may have keys.
+        assert!(key.unwrap_err().to_string().contains("AccessDenied"));
+        return;
+    }
+    let (quote, log) = quoted.unwrap();
+    assert!(quote.len() > 1000 && log.starts_with('['));
+    let (fd, chain) = key.unwrap();
+    let mut secret = Vec::new();
+    std::fs::File::from(OwnedFd::from(fd)).read_to_end(&mut secret).unwrap();
+    let expected = derive::ed25519_of_path(&world.keys().k256_key, "a").unwrap();
+    assert_eq!((secret.as_slice(), chain.len()), (&expected.expose()[..], 2));
+    let (fd, chain): (zbus::OwnedFd, Vec<String>) = manager.call("GetTlsKey", &(&options,)).await.unwrap();
+    let mut pem = String::new();
+    std::fs::File::from(OwnedFd::from(fd)).read_to_string(&mut pem).unwrap();
+    assert!(pem.starts_with("-----BEGIN PRIVATE KEY-----") && chain.len() == 2);
+    manager.call::<_, _, ()>("EmitEvent", &("mine", vec![1_u8])).await.unwrap();
+    let errors = [
+        (manager.call::<_, _, ()>("EmitEvent", &("app-id", vec![1_u8])).await, "tappd1.NotAttested"),
+        (manager.call::<_, _, ()>("GetQuote", &(vec![0_u8; 65],)).await, "InvalidArgs"),
+        (manager.call::<_, _, ()>("GetKey", &("a", "b", "rsa")).await, "InvalidArgs"),
+    ];
+    for (refused, name) in errors {
+        let error = refused.unwrap_err().to_string();
+        assert!(error.contains(name), "{error}");
+    }
+    assert!(std::os::unix::net::UnixStream::connect(&tappd.dstack).is_ok());
 }
 
 #[test]

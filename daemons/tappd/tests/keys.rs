@@ -436,17 +436,10 @@ async fn a_key_service_that_is_away_is_named_with_its_address() {
     let world = World::new(Provider::Kms, 10);
     let mut handed = world.keys();
     handed.kms_urls.truncate(1);
-    let guest = Guest::with(world, Some(Keys::new(handed.clone()).unwrap()));
+    let guest = Guest::with(world, Some(Keys::new(handed).unwrap()));
     let (_, reply) = guest.dstack("GetTlsKey", json!({})).await;
     assert!(text(&reply["error"]).contains("127.0.0.1:1: "), "{reply}");
     assert_eq!(guest.dstack("GetKey", json!({})).await.0, 200);
-    handed.kms_urls = vec!["file:///etc/passwd".into()];
-    let guest = Guest::with(World::new(Provider::Kms, 10), Some(Keys::new(handed).unwrap()));
-    let (_, reply) = guest.dstack("GetTlsKey", json!({})).await;
-    assert!(
-        text(&reply["error"]).contains("no usable address") || text(&reply["error"]).contains("realm"),
-        "{reply}"
-    );
 }
 
 #[tokio::test]

@@ -35,7 +35,7 @@ use dstack_tdx_attest::simulated::{Simulated, Unix};
 use dstack_tdx_attest::{EventLog, Platform};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, SubjectPublicKeyInfo,
+    KeyPair, SanType, SubjectPublicKeyInfo,
 };
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -144,6 +144,12 @@ impl Service for SignCert {
         assert!(ecdsa::verify(&csr.public_key, &request.csr, &request.signature));
         let leaf = self.root.issue(&csr.public_key, |params| {
             params.distinguished_name.push(DnType::CommonName, csr.config.subject.as_str());
+            let names = csr.config.subject_alt_names.iter().map(|name| name.as_str().try_into().unwrap());
+            params.subject_alt_names = names.map(SanType::DnsName).collect();
+            let date =
+                |seconds: u64| OffsetDateTime::from_unix_timestamp(seconds.try_into().unwrap()).unwrap();
+            params.not_before = csr.config.not_before.map_or(params.not_before, date);
+            params.not_after = csr.config.not_after.map_or(params.not_after, date);
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
             params.custom_extensions =
                 vec![extension(&OID_USAGE, b"app:custom"), extension(&OID_APP_ID, app.as_bytes())];
