@@ -182,8 +182,9 @@ impl Cache {
         Ok(collateral)
     }
 
-    /// Asks for everything cached again, for a timer. Returns how many could not be refreshed.
+    /// Asks for everything cached again, also by an earlier run, for a timer. Returns how many could not be refreshed.
     pub async fn refresh(&self, now: SystemTime) -> usize {
+        self.adopt().await;
         let platforms: Vec<PlatformId> = self.entries.lock().await.keys().copied().collect();
         let mut failed = 0;
         for platform in platforms {
@@ -195,23 +196,8 @@ impl Cache {
         failed
     }
 
-    /// Asks for everything again every [`REFRESH_AGE`], beginning with what an earlier run left, until it is dropped;
-    /// `failed` is told how many could not be had. A daemon runs this beside its work.
-    pub async fn keep_fresh(&self, failed: impl Fn(usize) + Send) {
-        self.adopt().await;
-        let mut timer = tokio::time::interval(REFRESH_AGE);
-        timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            timer.tick().await;
-            let count = self.refresh(SystemTime::now()).await;
-            if count > 0 {
-                failed(count);
-            }
-        }
-    }
-
     /// Reads what an earlier run left.
-    pub async fn adopt(&self) {
+    async fn adopt(&self) {
         let files = self.directory.iter().filter_map(|d| std::fs::read_dir(d).ok()).flatten().flatten();
         let platforms: Vec<PlatformId> = files.filter_map(|entry| platform_of_file(&entry.path())).collect();
         let mut entries = self.entries.lock().await;

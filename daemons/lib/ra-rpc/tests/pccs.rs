@@ -202,7 +202,6 @@ async fn what_an_earlier_run_left_is_refreshed() {
     judge(&first).await.unwrap();
     served.0.lock().unwrap().evaluation = 18;
     let second = verifier(dir.path(), Pccs::parse(&url).unwrap());
-    second.collateral().adopt().await;
     assert_eq!(second.collateral().refresh(SystemTime::now() + REFRESH_AGE).await, 0);
     judge(&second).await.unwrap();
     assert_eq!(second.collateral().floors().of(PLATFORM).evaluation_number, 18);
