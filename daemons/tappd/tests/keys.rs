@@ -396,6 +396,29 @@ async fn certificates_are_signed_by_the_key_service_over_ra_tls() {
     assert_eq!(guest.world.signed.load(Ordering::SeqCst), 2);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_service_itself_signs_for_this_guest() {
+    let world = World::new(Provider::Kms, 10);
+    let service = common::real_kms::Service::start(&world);
+    let mut handed = world.keys();
+    handed.kms_urls = vec![service.url.clone()];
+    handed.provider_id = hex::encode(&service.public_key);
+    handed.ca_cert.clone_from(&service.ca_cert);
+    let guest = Guest::with(world, Some(Keys::new(handed).unwrap()));
+    let args = json!({"subject": "app", "alt_names": ["a.example.com"], "usage_ra_tls": true,
+                      "usage_server_auth": true});
+    let (status, reply) = guest.dstack("GetTlsKey", args).await;
+    assert_eq!(status, 200, "{reply}");
+    let chain: Vec<_> = reply["certificate_chain"].as_array().unwrap().iter().map(text).collect();
+    assert_eq!(chain.len(), 3, "leaf, app CA, root");
+    let claims = certificate::parse(&from_pem(&chain[0]).unwrap()).unwrap();
+    assert_eq!((claims.usage, claims.app_id), (Some(Usage::AppCustom), Some(world::app_id())));
+    assert!(claims.quote.is_some());
+    assert_eq!(guest.tappd("DeriveKey", json!({"path": "p", "subject": "p"})).await.0, 200);
+    let early = json!({"not_after": 1});
+    assert!(text(&guest.dstack("GetTlsKey", early).await.1["error"]).contains("valid"));
+}
+
 #[tokio::test]
 async fn t03_only_the_pinned_key_service_signs() {
     let world = World::new(Provider::Kms, 10);

@@ -10,6 +10,7 @@
 )]
 
 pub mod program;
+pub mod real_kms;
 pub mod world;
 
 use std::io::Write;
