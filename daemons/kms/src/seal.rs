@@ -5,7 +5,7 @@
 //! directory's owner, and seals only what parses as root keys. A target that is there is never replaced.
 
 use crate::record::{RECORD_MAX, Record, RecordError};
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2, stat};
+use rustix::fs::{FileType, Mode, OFlags, fstat, open, openat};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -54,11 +54,12 @@ impl SealError {
 /// [`SealError`].
 pub fn read(source: &Path) -> Result<Zeroizing<Vec<u8>>, SealError> {
     let errno = |error: rustix::io::Errno| SealError::io(source)(error.into());
+    // Link by link, without openat2, which containers do not always have: the directory, then the file in it.
+    let (parent, name) = (source.parent().unwrap_or(Path::new("/")), source.file_name().unwrap_or_default());
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let file = File::from(openat2(CWD, source, flags, Mode::empty(), resolve).map_err(errno)?);
-    let found = fstat(&file).map_err(errno)?;
-    let directory = stat(source.parent().unwrap_or(Path::new("/"))).map_err(errno)?;
+    let parent = open(parent, flags | OFlags::DIRECTORY, Mode::empty()).map_err(errno)?;
+    let file = File::from(openat(&parent, name, flags, Mode::empty()).map_err(errno)?);
+    let (found, directory) = (fstat(&file).map_err(errno)?, fstat(&parent).map_err(errno)?);
     let regular = FileType::from_raw_mode(found.st_mode) == FileType::RegularFile;
     let private = found.st_mode & 0o077 == 0 && found.st_nlink == 1 && found.st_uid == directory.st_uid;
     if !regular || !private {
