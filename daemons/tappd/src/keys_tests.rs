@@ -98,6 +98,17 @@ fn p13_the_two_curves_never_share_a_secret() {
 }
 
 #[test]
+fn p14_keys_come_from_the_apps_scalar_and_never_from_its_encoding() {
+    let keys = keys();
+    let app_key = &keys.handed().k256_key;
+    let expected = derive::hkdf(app_key, &[b"my/path"]).unwrap();
+    assert_eq!(keys.p256("my/path").unwrap(), expected);
+    assert_eq!(keys.derive("my/path", "", Curve::Secp256k1).unwrap().secret, expected);
+    let encoded: [u8; 32] = Sha256::digest(derive::pkcs8(app_key).unwrap().as_slice()).into();
+    assert_ne!(derive::hkdf(&Secret::from(encoded), &[b"my/path"]).unwrap(), expected);
+}
+
+#[test]
 fn t24_keys_without_a_key_service_are_marked() {
     let keys = Keys::new(handed(Provider::None)).unwrap();
     let key = keys.derive("a", "b", Curve::Secp256k1).unwrap();
