@@ -57,6 +57,8 @@ pub trait Vault: std::fmt::Debug + Send + Sync + 'static {
     fn seal<'a>(&'a self, record: &'a Record) -> BoxFuture<'a, Result<(), VaultError>>;
 }
 
+const ALREADY_SUBSCRIBED: &str = "org.freedesktop.systemd1.AlreadySubscribed";
+
 /// A credential of systemd on this host.
 #[derive(Debug)]
 pub struct HostVault {
@@ -87,7 +89,11 @@ impl HostVault {
     async fn run_unit(&self) -> Result<(), VaultError> {
         let failed = |error: zbus::Error| VaultError::Unit(format!("{SEAL_UNIT} cannot be started: {error}"));
         let manager = ManagerProxy::new(&self.connection).await.map_err(failed)?;
-        manager.subscribe().await.map_err(failed)?;
+        match manager.subscribe().await {
+            // An earlier attempt of this process.
+            Err(zbus::Error::MethodError(name, ..)) if name.as_str() == ALREADY_SUBSCRIBED => {}
+            other => other.map_err(failed)?,
+        }
         let mut ended = manager.receive_job_removed().await.map_err(failed)?;
         let job = manager.start_unit(SEAL_UNIT, "replace").await.map_err(failed)?;
         let result = async {
