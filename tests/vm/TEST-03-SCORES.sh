@@ -6,6 +6,7 @@ set -eu
 . "$(dirname "$0")/lib/check.sh"
 
 needs_packages
+must "apt install dstack-testroot" apt_install dstack-testroot
 
 # threshold UNIT WHERE: ten times the highest allowed exposure.
 threshold() {

@@ -82,7 +82,6 @@ check "Worker.Info" matches app_id in_host curl -sS -f http://127.0.0.1:8090/prp
 # --- limits of the bench --------------------------------------------------------------------------
 skip_check "memory and CPU limits hold" "nspawn here has read-only cgroup controllers"
 skip_check "DevicePolicy and IPAddressDeny hold" "not enforced inside nspawn on hybrid cgroups"
-skip_check "private registry login in a guest" "its token is a secret, and secrets need a key service"
 [ -e /dev/vhost-vsock ] || skip_check "kernel vhost-vsock" "this machine has no /dev/vhost-vsock"
 
 # --- ends -----------------------------------------------------------------------------------------

@@ -112,6 +112,11 @@ pub fn build(
     };
     let shown = input.map(|i| format!("{}: ", i.shown)).unwrap_or_default();
     let parsed = AppCompose::parse(&bytes).map_err(|e| Failure::new(format!("{shown}{e}")))?;
+    if let Some(what) = parsed.unsupported() {
+        return Err(Failure::new(format!(
+            "{shown}the app asks for {what}, which guests of this version do not give and therefore refuse; leave it out"
+        )));
+    }
     let unpinned = parsed.docker_compose_file.as_deref().map(pin::unpinned).unwrap_or_default();
     Ok(Built { bytes, parsed, unpinned })
 }

@@ -179,11 +179,7 @@ pub fn parse(disk: &[u8], seed: Seed) -> Result<Inputs, InputError> {
 
 /// A promise that the app asks for is kept or refused.
 fn supported(compose: &AppCompose) -> Result<(), InputError> {
-    match compose {
-        c if c.rollback.is_some() => Err(InputError::Unsupported("rollback protection (rollback)")),
-        c if c.secure_time => Err(InputError::Unsupported("authenticated time (secure_time)")),
-        _ => Ok(()),
-    }
+    compose.unsupported().map_or(Ok(()), |what| Err(InputError::Unsupported(what)))
 }
 
 fn provider(compose: &AppCompose) -> Result<Provider, InputError> {

@@ -11,6 +11,8 @@ needs_kms() {
     in_host_sh 'dpkg-query -W -f "\${db:Status-Status}" dstack-testroot 2>/dev/null | grep -qx installed' ||
         must "apt install dstack-testroot" apt_install dstack-testroot
     if ! equals true kms_property Bootstrapped >/dev/null 2>&1; then
+        # Its realm is that of the roots that were there when it started.
+        in_host systemctl try-restart dstack-kms.service
         must "dstackctl kms bootstrap" in_host dstackctl kms bootstrap kms.test
         must "the key service is up with its keys" eventually 30 equals true kms_property Bootstrapped
     fi

@@ -177,6 +177,16 @@ impl AppCompose {
         self.key_provider.unwrap_or(if kms { KeyProvider::Kms } else { KeyProvider::None })
     }
 
+    /// A promise that the app asks for and guests of this version do not keep; they refuse such an app.
+    #[must_use]
+    pub const fn unsupported(&self) -> Option<&'static str> {
+        match self.rollback {
+            Some(_) => Some("rollback protection (rollback)"),
+            None if self.secure_time => Some("authenticated time (secure_time)"),
+            None => None,
+        }
+    }
+
     /// Whether the app wants to be reached through tproxy.
     #[must_use]
     pub fn wants_tproxy(&self) -> bool {
