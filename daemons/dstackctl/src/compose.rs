@@ -5,7 +5,7 @@
 use crate::cli_deploy::{Document, Runner};
 use crate::errors::Failure;
 use crate::pin;
-use dstack_core::compose::{AppCompose, Rollback};
+use dstack_core::compose::AppCompose;
 use dstack_core::ids::SignerKey;
 use dstack_core::limits::{APP_COMPOSE_MAX, VM_NAME_MAX};
 use serde::{Deserialize, Serialize};
@@ -45,10 +45,6 @@ pub struct Trust {
     pub env_signer: Option<SignerKey>,
     /// Who allows upgrades (T8).
     pub upgrade_keys: Vec<SignerKey>,
-    /// What an older data disk does (T13).
-    pub rollback: Option<Rollback>,
-    /// Whether keys wait for authenticated time (T12).
-    pub secure_time: bool,
 }
 
 impl Trust {
@@ -61,8 +57,6 @@ impl Trust {
             allowed_envs: document.allowed_envs.clone().unwrap_or_default(),
             env_signer: document.env_signer,
             upgrade_keys: document.upgrade_keys.clone(),
-            rollback: document.rollback,
-            secure_time: document.secure_time,
         }
     }
 }
@@ -160,10 +154,6 @@ struct Ordered<'a> {
     env_signer: Option<SignerKey>,
     #[serde(skip_serializing_if = "<[SignerKey]>::is_empty")]
     upgrade_keys: &'a [SignerKey],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rollback: Option<Rollback>,
-    #[serde(skip_serializing_if = "is_false")]
-    secure_time: bool,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde passes references
@@ -238,8 +228,6 @@ fn from_parts(
         key_provider_id: trust.key_provider_id.as_deref(),
         env_signer: trust.env_signer,
         upgrade_keys: &trust.upgrade_keys,
-        rollback: trust.rollback,
-        secure_time: trust.secure_time,
     };
     serde_json::to_vec(&document).map_err(|e| Failure::new(format!("cannot write app-compose.json: {e}")))
 }

@@ -127,8 +127,6 @@ fn t03_t08_t09_golden_bytes_with_a_key_service() {
         allowed_envs: vec!["A".into(), "TOKEN".into()],
         env_signer: Some(key("aa")),
         upgrade_keys: vec![key("bb")],
-        rollback: Some(Rollback::Refuse),
-        secure_time: true,
     };
     let built = build(Some(&input(FILE)), Some("hello"), &options, &trust).unwrap();
     let golden = format!(
@@ -140,8 +138,8 @@ fn t03_t08_t09_golden_bytes_with_a_key_service() {
             r#""kms_enabled":true,"tproxy_enabled":false,"public_logs":true,"public_sysinfo":true,"#,
             r#""key_provider":"kms","allowed_envs":["A","TOKEN"],"key_provider_id":"3059","#,
         ),
-        format_args!(r#""env_signer":"{}","upgrade_keys":["{}"],"#, "aa".repeat(32), "bb".repeat(32)),
-        r#""rollback":"refuse","secure_time":true}"#
+        format_args!(r#""env_signer":"{}","upgrade_keys":["{}"]"#, "aa".repeat(32), "bb".repeat(32)),
+        "}"
     );
     assert_eq!(String::from_utf8(built.bytes).unwrap(), golden);
     assert_eq!(Trust::of(&built.parsed), trust);
@@ -149,3 +147,18 @@ fn t03_t08_t09_golden_bytes_with_a_key_service() {
     let failure = build(Some(&input(FILE)), Some("hello"), &options, &without).unwrap_err();
     assert!(failure.message.contains("TOKEN names no secret"), "{failure}");
 }
+
+#[test]
+fn t12_t13_promises_that_no_guest_keeps_are_refused_before_a_boot() {
+    for (key, words) in
+        [(r#""rollback":"warn""#, "rollback protection"), (r#""secure_time":true"#, "authenticated time")]
+    {
+        let document = FILE_DOCUMENT.replacen('{', &format!("{{{key},"), 1);
+        let failure =
+            build(Some(&input(&document)), None, &Document::default(), &Trust::default()).unwrap_err();
+        assert!(failure.message.contains(words), "{failure}");
+    }
+}
+
+const FILE_DOCUMENT: &str =
+    r#"{"manifest_version":2,"name":"a","runner":"bash","bash_script":"true","kms_enabled":false}"#;

@@ -68,8 +68,6 @@ async fn carried(
         allowed_envs,
         env_signer: signer.as_ref().map_or(before.env_signer, |s| Some(s.public)),
         upgrade_keys: if owners.is_empty() { before.upgrade_keys } else { owners },
-        rollback: before.rollback,
-        secure_time: before.secure_time,
     };
     let (input, pinned) = pinned_input(input, options, trust.key_provider_id.is_some()).await?;
     let built = compose::build(input.as_ref(), Some(name), options, &trust)?;
