@@ -117,10 +117,11 @@ async fn denial(events: &mut Events, work: &Work<'_>) -> Option<String> {
     }
 }
 
-/// Whether what a guest says of its boot is the end of it. The VM stays up for a while then, so that its logs can be
-/// read, and its job with it.
+/// Whether a guest says that its boot has failed. The VM stays up for a while then, so that its logs can be read, and its
+/// job with it. What the host says of an end is told by the job, and may be said of a run before.
 fn is_final(boot_error: &str) -> bool {
-    !boot_error.is_empty() && boot_error != boot::Failure::KeysUnreachable.sentence()
+    let waiting = boot::Failure::KeysUnreachable;
+    boot::Failure::ALL.iter().any(|failure| *failure != waiting && failure.sentence() == boot_error)
 }
 
 fn boot_failed(said: &str) -> Failure {

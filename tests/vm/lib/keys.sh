@@ -24,7 +24,7 @@ needs_kms() {
 kms_property() { in_host_sh 'busctl --json=short get-property org.dstack.kms1 /org/dstack/kms1 org.dstack.kms1.Manager "$1" | jq -r .data' "$1"; }
 
 # ask_app PORT PROGRAM[/PATH[?QUERY]] [BODY]: what a program of the app answers; the sockets' last line is the status.
-ask_app() { in_host curl -sS --max-time 30 -X POST --data-binary "${3:-}" "http://127.0.0.1:$1/cgi-bin/$2"; }
+ask_app() { in_host curl -sS --max-time 30 ${3:+--data-binary "$3"} "http://127.0.0.1:$1/cgi-bin/$2"; }
 
 # answered PORT PROGRAM/PATH [BODY]: the JSON of an answer with status 200.
 answered() {

@@ -59,7 +59,7 @@ impl Engine {
         let unit = vm.name.unit();
         self.inner.units.reset_failed(&unit).await?;
         self.inner.units.limit(&unit, self.limits(&vm.record())).await?;
-        let pending = match restart {
+        let pending = match restart || vm.observed().is_lost() {
             true => self.inner.units.restart(&unit).await?,
             false => self.inner.units.start(&unit).await?,
         };

@@ -162,6 +162,13 @@ impl Observed {
         }
     }
 
+    /// Whether a boot has failed whose unit has not ended yet: systemd would merge a start into that lost one.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        let failed = self.status.as_ref().is_some_and(|status| !status.error.is_empty());
+        failed && self.home && self.unit == UnitState::Activating(false)
+    }
+
     /// How far the boot is, from 0 to 1.
     #[must_use]
     pub fn fraction(&self) -> f64 {

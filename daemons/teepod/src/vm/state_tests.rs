@@ -87,9 +87,11 @@ fn t18_guests_speak_in_codes_and_the_host_in_sentences() {
         Observed { unit: UnitState::Activating(false), asked: None, home: true, status: Some(said) };
     assert_eq!(observed.boot_progress(), "pulling images (3 of 7)");
     assert!(observed.boot_error().contains("an image could not be pulled"));
+    assert!(observed.is_lost());
     assert!((observed.fraction() - (9.0 + 3.0 / 7.0) / 12.0).abs() < 0.01);
     observed.unit = failed("timeout");
     observed.home = false;
+    assert!(!observed.is_lost());
     assert!(observed.boot_error().contains("an image could not be pulled"));
     observed.status = None;
     assert_eq!(observed.boot_error(), "it did not become ready in time");
