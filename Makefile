@@ -16,7 +16,7 @@ export CACHE OUT CARGO_TARGET_DIR V ONLY KEEP DEBIAN_MIRROR
 
 DEPS = tests/vm/lib/deps.sh
 
-.PHONY: help all build install deb image demo check unit scores attacks bench-boot bench-kms lint machine clean distclean
+.PHONY: help all build install deb image demo check unit scores sdk attacks bench-boot bench-kms lint machine clean distclean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -86,6 +86,10 @@ check: ## all tests: unit, bus, host machine, guests
 unit: ## unit, property and bus tests; no root
 	@$(DEPS) build unit
 	@tests/vm/unit
+
+sdk: ## the published SDKs (PyPI, npm, crates.io), unmodified, against the agent
+	@$(DEPS) build unit
+	@tests/sdk/run
 
 attacks: ## one line for each known attack and trust rule, with the tests that hold it
 	@tests/attacks/run

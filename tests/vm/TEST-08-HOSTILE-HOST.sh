@@ -47,7 +47,8 @@ check "t19 the key service is reached by guests all the same" in_host_sh \
 # --- disks ----------------------------------------------------------------------------------------
 check "stop the victim" stop victim
 check "stop the other" stop other
-swap() { in_host_sh 'mv "$1" "$1.mine"; cp --sparse=always --preserve=all "$2" "$1"' "$(disk_of victim)" "$(disk_of other)"; }
+swap() { in_host_sh 'mv "$1" "$1.mine"; cp --sparse=always --preserve=all "$2" "$1"
+    chown --reference="$1.mine" "$1"' "$(disk_of victim)" "$(disk_of other)"; }
 check "give the victim another app's disk" swap
 refuses "t13 another app's disk is refused" 'another instance|belongs' victim
 check "t13 and left untouched" in_host qemu-img compare -q "$(disk_of victim)" "$(disk_of other)"

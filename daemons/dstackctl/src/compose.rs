@@ -156,11 +156,6 @@ struct Ordered<'a> {
     upgrade_keys: &'a [SignerKey],
 }
 
-#[allow(clippy::trivially_copy_pass_by_ref)] // serde passes references
-const fn is_false(flag: &bool) -> bool {
-    !*flag
-}
-
 /// `{}` without a login.
 #[derive(Serialize, Default)]
 struct DockerConfig<'a> {

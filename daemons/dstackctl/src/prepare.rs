@@ -62,7 +62,6 @@ pub async fn deploy(
         allowed_envs: variables.keys().cloned().collect(),
         env_signer: signer.as_ref().map(|s| s.public),
         upgrade_keys: owner_keys(options)?,
-        ..Trust::default()
     };
     let (input, pinned) = pinned_input(input, options, provider.is_some()).await?;
     let built = compose::build(input.as_ref(), name, options, &trust)?;

@@ -151,14 +151,16 @@ impl Observed {
         }
     }
 
-    /// Why the last boot failed, in words; empty when it did not.
+    /// Why the last boot failed, in words; empty when it did not. What was said of an earlier run is not said of the next.
     #[must_use]
     pub fn boot_error(&self) -> String {
         let said = self.status.as_ref().map(|s| failure_words(&s.error)).unwrap_or_default();
+        let current = self.home || self.unit == UnitState::Activating(true);
         match self.state() {
             State::Failed(reason) if said.is_empty() => reason.to_string(),
-            State::Failed(_) | State::Booting | State::Starting | State::Stopping => said,
-            State::Stopped | State::Running => String::new(),
+            State::Failed(_) => said,
+            State::Booting | State::Starting | State::Stopping if current => said,
+            _ => String::new(),
         }
     }
 

@@ -93,6 +93,9 @@ fn t18_guests_speak_in_codes_and_the_host_in_sentences() {
     observed.home = false;
     assert!(!observed.is_lost());
     assert!(observed.boot_error().contains("an image could not be pulled"));
+    observed.asked = Some(Asked::Start);
+    assert_eq!(observed.boot_error(), "", "the next run has said nothing yet");
+    observed.asked = None;
     observed.status = None;
     assert_eq!(observed.boot_error(), "it did not become ready in time");
     assert_eq!(observed.boot_progress(), "");
