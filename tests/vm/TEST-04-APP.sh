@@ -99,6 +99,6 @@ HOST_TIMEOUT=600 check "systemctl start returns when the app is up" in_host syst
 check "the page answers at that moment, after a start" matches Hello page 8080
 refused "a running VM is not removed without --force" "running" in_host dstackctl --no-ask-password vm remove board
 check "a forced removal" vm_remove board
-check "nothing of its state is left" equals "" in_host_sh 'find /var/lib/dstack /var/lib/private /run/dstack* -name "*board*" 2>/dev/null'
+check "nothing of its state is left" eventually 10 equals "" in_host_sh 'find /var/lib/dstack /var/lib/private /run/dstack* -name "*board*" 2>/dev/null'
 check "the list is empty" equals 0 in_host_sh 'dstackctl --json vm list | jq "if type == \"array\" then . else .vms end | length"'
 check "no unit failed" equals "" in_host systemctl --failed --no-legend --plain

@@ -12,6 +12,6 @@ HOST_TIMEOUT=500 must "deploy a script" in_host dstackctl deploy --runner bash -
 check "its page answers" eventually 30 matches 'Hello from a script' page 8300
 check "the VM is running" vm_is active script
 check "a secret without a key service is refused" must_fail 'key service' \
-    in_host dstackctl deploy --name secret -e A=b /srv/dstack/examples/hello/docker-compose.yaml
+    in_host dstackctl deploy --key-provider none --name secret -e A=b /srv/dstack/examples/hello/docker-compose.yaml
 HOST_TIMEOUT=150 check "it stops in order" in_host dstackctl vm stop script
 check "and is removed" vm_remove script

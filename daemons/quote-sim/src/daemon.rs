@@ -8,11 +8,13 @@ use crate::registry::Registry;
 use crate::server::Tee;
 use crate::store::{self, KEYS, StoreError};
 use dstack_rpc::{Listener, Peer, Stream};
+use dstack_service::api::teepod1::ManagerProxy as Teepod;
 use dstack_service::config::{self, ConfigError, Directories};
 use dstack_service::credentials::{self, CredentialError};
 use dstack_service::lifecycle::{self, Asked, Signals, Watchdog};
 use dstack_service::logging;
 use dstack_service::sockets::{SocketError, Sockets};
+use futures_util::StreamExt;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Deserialize;
 use std::io;
@@ -24,6 +26,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use zbus::proxy::CacheProperties;
 
 /// Name of the program, of its unit and of its journal records.
 pub const IDENTIFIER: &str = "dstack-quote-sim";
@@ -91,10 +94,27 @@ fn start() -> Result<(), StartError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let measurer = Measurer::new(settings.images_directory, settings.firmware);
-        let host = BusHost::new(zbus::Connection::system().await?, measurer);
+        let connection = zbus::Connection::system().await?;
+        let host = BusHost::new(connection.clone(), measurer);
         let tee = Arc::new(Tee::new(root, host, Registry::new(directory.into())));
+        forget_removed(&connection, Arc::clone(&tee)).await?;
         main_loop(&tee, doors, web).await
     })
+}
+
+/// Forgets the registers of each VM that teepod removes from now on.
+async fn forget_removed(connection: &zbus::Connection, tee: Arc<Tee<BusHost>>) -> zbus::Result<()> {
+    let teepod = Teepod::builder(connection).cache_properties(CacheProperties::No).build().await?;
+    let mut removed = teepod.receive_vm_removed().await?;
+    tokio::spawn(async move {
+        while let Some(signal) = removed.next().await {
+            let Some(name) = signal.args().ok().and_then(|args| args.name.parse().ok()) else { continue };
+            if let Err(error) = tee.forget(&name) {
+                tracing::warn!(DSTACK_VM = name.as_str(), "registers of a removed VM are left: {error}");
+            }
+        }
+    });
+    Ok(())
 }
 
 async fn main_loop(

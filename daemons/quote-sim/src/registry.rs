@@ -7,6 +7,7 @@ use dstack_core::quote_sim_wire::Registers;
 use dstack_service::state::{self, StateError};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::io;
 use std::path::PathBuf;
 
 const VERSION: u32 = 1;
@@ -85,6 +86,18 @@ impl Registry {
         Ok(Some(registers.rtmr3))
     }
 
+    /// Forgets a VM that was removed.
+    ///
+    /// # Errors
+    /// When its file cannot be deleted.
+    pub fn forget(&mut self, name: &VmName) -> io::Result<()> {
+        self.entries.remove(name);
+        match std::fs::remove_file(self.path(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     fn keep(&mut self, vm: &Vm, registers: Registers) -> Result<Registers, StateError> {
         let entry = Entry { run: vm.run.clone(), registers };
         state::store(&self.path(&vm.name), VERSION, &entry)?;
@@ -126,6 +139,18 @@ mod tests {
             assert_eq!(registry.begin(&other, registers()).unwrap().rtmr3, [0; 48]);
         }
         assert_eq!(registry.get(&vm("a", 1)).unwrap(), None, "a run that ended does not come back");
+    }
+
+    #[test]
+    fn a_removed_vm_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut registry = Registry::new(dir.path().to_owned());
+        registry.begin(&vm("a", 1), registers()).unwrap();
+        for _ in 0..2 {
+            registry.forget(&vm("a", 1).name).unwrap();
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert_eq!(registry.get(&vm("a", 1)).unwrap(), None);
     }
 
     #[test]

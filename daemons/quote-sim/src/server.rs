@@ -7,6 +7,7 @@ use crate::identity::{Caller, Host, IdentityError};
 use crate::pki::TestRoot;
 use crate::quote::TdReport;
 use crate::registry::{Registry, Vm};
+use dstack_core::ids::VmName;
 use dstack_core::quote_sim_wire::{
     self as wire, Certified, Extended, Quoted, REQUEST_MAX, Refused, Registers, Request, WireError,
 };
@@ -62,6 +63,14 @@ impl<H: Host> Tee<H> {
     #[must_use]
     pub fn fingerprint(&self) -> String {
         self.root.fingerprint()
+    }
+
+    /// Forgets the registers of a VM that was removed.
+    ///
+    /// # Errors
+    /// When its file cannot be deleted.
+    pub fn forget(&self, name: &VmName) -> io::Result<()> {
+        lock(&self.registry).forget(name)
     }
 
     /// Serves one connection until it ends.
