@@ -154,7 +154,7 @@ check "and nothing is left" unchanged "$EMPTY" left
 # --- guests that do not come up -------------------------------------------------------------------
 in_host_sh 'printf "services:\n  web:\n    image: registry.test:5000/nosuch:1\n" >/tmp/nosuch.yaml'
 HOST_TIMEOUT=500 refused "an app whose image is not there: the deploy says so" "image|pull|app" \
-    in_host dstackctl deploy /tmp/nosuch.yaml --name never --registry-insecure "$REGISTRY"
+    in_host dstackctl deploy /tmp/nosuch.yaml --name never --key-provider none --registry-insecure "$REGISTRY"
 check "the VM says why" matches 'never' in_host dstackctl vm list
 check "it is removed" vm_remove never
 check "no unit is left failed" in_host_sh 'systemctl reset-failed "dstack-vm@never.service" 2>/dev/null || :; systemctl --failed --no-legend --plain | grep -c dstack | grep -qx 0'
