@@ -147,8 +147,8 @@ fn machine(args: &mut Args, launch: &LaunchSpec) -> Result<(), QemuError> {
     let (accel, cpu) = match launch.platform {
         Platform::Tdx | Platform::Kvm => ("kvm", "host"),
         // split-wx keeps the JIT's pages writable or executable, never both, as the unit's sandbox demands.
-        // One thread for all vCPUs: with one each, a kernel that patches its code may take a breakpoint of its own that is
-        // gone already, and panics (seen with QEMU 10 and Linux 7.3).
+        // One thread for all vCPUs: with one each, a kernel that patches its code can meet a half-made change and
+        // panic (one such panic was seen with QEMU 10 and Linux 7.3; the cause is inferred).
         Platform::Tcg => ("tcg,thread=single,split-wx=on", "max"),
     };
     args.option("-accel", accel);
