@@ -56,7 +56,7 @@ must "a VM that is not started" create first "$JSON" "start b false" "ports a(ss
 check "is stopped" equals stopped vm_state first
 named "a taken name" VmExists create first "$JSON" "start b false"
 named "another VM's port" PortInUse create bad "$JSON" "start b false" "ports a(ssqq) 1 tcp 127.0.0.1 8200 80"
-in_host systemd-run -q --unit=squatter socat TCP-LISTEN:8201,bind=127.0.0.1,fork /dev/null
+in_host systemd-run -q --collect -p SuccessExitStatus=143 --unit=squatter socat TCP-LISTEN:8201,bind=127.0.0.1,fork /dev/null
 named "another process's port" PortInUse create bad "$JSON" "ports a(ssqq) 1 tcp 127.0.0.1 8201 80"
 in_host systemctl stop squatter
 refused "a disk does not shrink" "DiskShrink|InvalidArgument" teepod ResizeVm 'sa{sv}' first 1 disk t 67108864
