@@ -163,7 +163,8 @@ const METHODS: [&str; 5] = ["Info", "SysInfo", "NetworkInfo", "ListContainers", 
 
 async fn ask<P: Power>(api: &GuestApi<P>, method: &str, peer: Option<Peer>) -> Result<Vec<u8>, RpcError> {
     let format = Format::Json;
-    let call = Call { method: method.into(), format, body: Default::default(), query: None, peer };
+    let service = String::new();
+    let call = Call { service, method: method.into(), format, body: Default::default(), query: None, peer };
     api.call(call).await
 }
 

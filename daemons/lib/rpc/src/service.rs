@@ -19,6 +19,8 @@ use std::sync::Arc;
 /// One call, decoded as far as its method.
 #[derive(Debug)]
 pub struct Call {
+    /// The service as the caller named it, one of [`Service::NAMES`]; empty when it named none.
+    pub service: String,
     /// The method without its service.
     pub method: String,
     /// The format of arguments and reply.
@@ -80,18 +82,19 @@ async fn handle<S: Service>(
 }
 
 async fn answer<S: Service>(
-    service: &S,
+    answers: &S,
     segment: &str,
     format: Format,
     head: Parts,
     body: Body,
 ) -> Result<Vec<u8>, RpcError> {
     let method = wire::method_name(segment, S::NAMES)?.to_owned();
+    let service = segment.split_once('.').map_or("", |(service, _)| service).to_owned();
     let body = read_body(body).await?;
     let get = head.method == Method::GET && body.is_empty();
     let query = get.then(|| head.uri.query().unwrap_or_default().to_owned());
     let peer = head.extensions.get::<Peer>().cloned();
-    service.call(Call { method, format, body, query, peer }).await
+    answers.call(Call { service, method, format, body, query, peer }).await
 }
 
 async fn read_body(body: Body) -> Result<Bytes, RpcError> {
