@@ -5,6 +5,8 @@
 //! short smoke run over mutated samples in every `cargo nextest run`, and coverage-guided under libFuzzer
 //! (`libfuzzer/README.md`).
 
+pub mod bodies;
+pub mod evidence;
 pub mod measure;
 
 use dstack_core::{
@@ -50,6 +52,12 @@ pub const TARGETS: &[Target] = &[
     Target { name: "kms_address", run: kms_address, samples: kms_address_samples },
     Target { name: "tdvf", run: measure::tdvf, samples: measure::tdvf_samples },
     Target { name: "uki", run: measure::uki, samples: measure::uki_samples },
+    Target { name: "quote", run: evidence::quote, samples: evidence::quote_samples },
+    Target { name: "evidence", run: evidence::evidence, samples: evidence::evidence_samples },
+    Target { name: "collateral", run: evidence::collateral, samples: evidence::collateral_samples },
+    Target { name: "certificate", run: evidence::certificate, samples: evidence::certificate_samples },
+    Target { name: "encrypted_env", run: bodies::encrypted_env, samples: bodies::encrypted_env_samples },
+    Target { name: "prpc_body", run: bodies::prpc_body, samples: bodies::prpc_body_samples },
 ];
 
 /// Whatever parses as a config disk is exactly what the writer makes of it.

@@ -102,9 +102,16 @@ pub fn encrypt(variables: &Variables, public: &[u8; 32]) -> Result<Vec<u8>, Encr
 /// # Errors
 /// [`EncryptedEnvError`].
 pub fn decrypt(blob: &[u8], secret: &Secret) -> Result<Variables, EncryptedEnvError> {
-    let plaintext = open(blob, secret)?;
+    parse(&open(blob, secret)?)
+}
+
+/// Reads and checks what was encrypted.
+///
+/// # Errors
+/// [`EncryptedEnvError`].
+pub fn parse(plaintext: &[u8]) -> Result<Variables, EncryptedEnvError> {
     let parsed: Plaintext<'_> =
-        serde_json::from_slice(&plaintext).map_err(|_| EncryptedEnvError::Plaintext)?;
+        serde_json::from_slice(plaintext).map_err(|_| EncryptedEnvError::Plaintext)?;
     if parsed.env.len() > VARIABLES_MAX {
         return Err(EncryptedEnvError::TooLarge);
     }
