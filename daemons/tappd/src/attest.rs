@@ -5,6 +5,7 @@
 //! before its work is done, so nobody comes between an event's intent and its commit.
 
 use crate::quote::Facts;
+use crate::timing::{Quotes, Timed};
 use crate::trust::TrustError;
 use dstack_core::event_log::{Event, Milestone, TRUSTED, Trusted};
 use dstack_core::quote_sim_wire::{Certified, Registers};
@@ -12,6 +13,7 @@ use dstack_tdx_attest::{AttestError, Attested, EventLog, LogError, Platform, log
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 use tokio::sync::Mutex;
 
 /// Gives the TEE of this machine.
@@ -56,6 +58,7 @@ pub struct Attestor {
     taken: Arc<Mutex<Option<Taken>>>,
     done: AtomicBool,
     facts: Arc<OnceLock<Facts>>,
+    quotes: Arc<Quotes>,
 }
 
 impl std::fmt::Debug for Attestor {
@@ -74,6 +77,7 @@ impl Attestor {
             taken: Arc::default(),
             done: AtomicBool::new(false),
             facts: Arc::default(),
+            quotes: Arc::default(),
         }
     }
 
@@ -95,8 +99,16 @@ impl Attestor {
     /// # Errors
     /// [`TrustError`], among them a log that is poisoned.
     pub async fn attest(&self, report_data: [u8; 64]) -> Result<Attested, TrustError> {
-        let facts = Arc::clone(&self.facts);
-        self.with(move |taken| attest(taken, &report_data, &facts)).await
+        let (facts, began) = (Arc::clone(&self.facts), Instant::now());
+        let attested = self.with(move |taken| attest(taken, &report_data, &facts)).await?;
+        self.quotes.whole.add(began.elapsed());
+        Ok(attested)
+    }
+
+    /// How long quotes took.
+    #[must_use]
+    pub fn quotes(&self) -> &Quotes {
+        &self.quotes
     }
 
     /// Adds an event of the app. Names of the boot are refused, and names with a `:` (trust rule T7).
@@ -135,10 +147,11 @@ impl Attestor {
         }
         let mut turn = Arc::clone(&self.taken).lock_owned().await;
         let (detect, directory) = (Arc::clone(&self.detect), self.directory.clone());
+        let quotes = Arc::clone(&self.quotes);
         let done = tokio::task::spawn_blocking(move || {
             let mut taken = match turn.take() {
                 Some(taken) => taken,
-                None => take_over(&detect, &directory)?,
+                None => take_over(&detect, &directory, quotes)?,
             };
             let result = work(&mut taken);
             *turn = Some(taken);
@@ -155,8 +168,8 @@ fn report(error: &TrustError) {
     }
 }
 
-fn take_over(detect: &Detect, directory: &Path) -> Result<Taken, TrustError> {
-    let platform: Arc<dyn Platform> = Arc::from(detect()?);
+fn take_over(detect: &Detect, directory: &Path, quotes: Arc<Quotes>) -> Result<Taken, TrustError> {
+    let platform: Arc<dyn Platform> = Arc::new(Timed::new(detect()?, quotes));
     let log = match EventLog::open(directory, Arc::clone(&platform)) {
         // The boot has written its last event and not ended yet.
         Err(LogError::Owned) => return Err(TrustError::NotReady),

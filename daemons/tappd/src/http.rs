@@ -99,7 +99,8 @@ async fn metrics_page(State(agent): State<Arc<Agent>>) -> Response {
     if !agent.app.public_sysinfo {
         return private("metrics", "public_sysinfo");
     }
-    let page = metrics::render(&agent.sysinfo(), &metrics::Process::collect());
+    let quotes = agent.vault.attestor().quotes();
+    let page = metrics::render(&agent.sysinfo(), &metrics::Process::collect(), quotes);
     typed(metrics::CONTENT_TYPE, page)
 }
 

@@ -31,5 +31,6 @@ pub mod report_data;
 pub mod settings;
 pub mod sysinfo;
 pub mod tappd_api;
+pub mod timing;
 pub mod trust;
 pub mod vault;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `/metrics` in the OpenMetrics text format.
 
+use crate::timing::{Quotes, Sum};
 use dstack_rpc::guest::{DiskInfo, SysInfo};
 use std::fmt::{Display, Write as _};
 use std::fs;
@@ -74,7 +75,7 @@ fn seconds(ticks: u64, per_second: u64) -> f64 {
 
 /// The whole page.
 #[must_use]
-pub fn render(info: &SysInfo, process: &Process) -> String {
+pub fn render(info: &SysInfo, process: &Process, quotes: &Quotes) -> String {
     let mut page = Page::default();
     page.info("system_os_name", "Operating system", "os_name", &info.os_name);
     page.info("system_os_version", "Version of the operating system", "os_version", &info.os_version);
@@ -97,6 +98,8 @@ pub fn render(info: &SysInfo, process: &Process) -> String {
     page.disks("disk_used_size", "Used, bytes", &info.disks, used);
     page.disks("disk_usage_percentage", "Used, percent", &info.disks, usage);
     page.process(process);
+    page.durations("quote", "Quotes, from request to reply", quotes.whole.sum());
+    page.durations("quote_platform", "Quotes, the TEE's part", quotes.platform.sum());
     page.0.push_str("# EOF\n");
     page.0
 }
@@ -137,6 +140,15 @@ impl Page {
         }
     }
 
+    /// `<what>_seconds` as a summary, and `<what>_last_seconds`.
+    fn durations(&mut self, what: &str, help: &str, sum: Sum) {
+        let micros = |value: u64| seconds(value, 1_000_000);
+        self.head(&format!("{what}_seconds"), "summary", &format!("{help}, seconds"));
+        let _ =
+            writeln!(self.0, "{what}_seconds_count {}\n{what}_seconds_sum {}", sum.count, micros(sum.sum));
+        self.gauge(&format!("{what}_last_seconds"), &format!("{help}, the last, seconds"), micros(sum.last));
+    }
+
     fn process(&mut self, process: &Process) {
         self.head("process_cpu_seconds", "counter", "Processor time of the agent, seconds");
         let _ = writeln!(self.0, "process_cpu_seconds_total {}", process.cpu_seconds);
@@ -156,11 +168,12 @@ fn escape(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn p32_labels_cannot_forge_samples() {
         let info = SysInfo { cpu_model: "a\"} 1\nforged{x=\"\\".into(), ..SysInfo::default() };
-        let page = render(&info, &Process::default());
+        let page = render(&info, &Process::default(), &Quotes::default());
         assert!(page.contains("system_cpu_model{cpu_model=\"a\\\"} 1\\nforged{x=\\\"\\\\\"} 1\n"), "{page}");
         assert!(!page.lines().any(|line| line.starts_with("forged")));
     }
@@ -169,7 +182,16 @@ mod tests {
     fn every_sample_follows_its_type_and_the_page_ends() {
         let disk =
             DiskInfo { name: "/dev/vdb".into(), mount_point: "/data".into(), total_size: 200, free_size: 50 };
-        let page = render(&SysInfo { disks: vec![disk], ..SysInfo::default() }, &Process::default());
+        let quotes = Quotes::default();
+        for millis in [1500, 500] {
+            quotes.whole.add(Duration::from_millis(millis));
+        }
+        let info = SysInfo { disks: vec![disk], ..SysInfo::default() };
+        let page = render(&info, &Process::default(), &quotes);
+        assert!(page.contains("quote_seconds_count 2\nquote_seconds_sum 2\n"), "{page}");
+        assert!(
+            page.contains("quote_last_seconds 0.5\n") && page.contains("quote_platform_seconds_count 0\n")
+        );
         assert!(page.contains("disk_usage_percentage{name=\"/dev/vdb\",mount_point=\"/data\"} 75\n"));
         assert!(page.ends_with("# EOF\n"));
         let mut family = "";

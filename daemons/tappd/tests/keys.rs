@@ -274,6 +274,9 @@ async fn t14_a_caller_that_goes_away_does_not_give_its_turn_back_early() {
         drop(tokio::time::timeout(Duration::from_micros(number * 50), emit).await);
     }
     let attested = attestor.attest([0; 64]).await.unwrap();
+    let (whole, platform) = (attestor.quotes().whole.sum(), attestor.quotes().platform.sum());
+    assert_eq!(whole.count, platform.count);
+    assert!(whole.count > 0 && whole.sum >= platform.sum, "{whole:?} {platform:?}");
     guest.verdict(&hex::encode(attested.quote), &String::from_utf8(attested.event_log).unwrap());
 }
 
