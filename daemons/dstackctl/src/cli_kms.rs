@@ -29,7 +29,9 @@ pub enum KmsCommand {
     SubmitUpgrade(Submit),
     /// Show every release and denial of an app's keys
     ReleaseLog(ReleaseLog),
-    /// Let another key service fetch the root keys
+    /// Show which instances will be refused their keys, and when
+    Forecast,
+    /// Let another key service fetch the root keys, once
     AllowPeer(Peer),
     /// Fetch the root keys of another key service, instead of making some
     Onboard(Onboard),

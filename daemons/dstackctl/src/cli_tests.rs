@@ -41,6 +41,7 @@ fn good_lines() {
         "dstackctl kms upgrades 0x3327603e03f5bd1f830812ca4a789277fc31f577",
         "dstackctl kms submit-upgrade upgrade.json --kms kms.example.com",
         "dstackctl kms release-log 3327603e03f5bd1f830812ca4a789277fc31f577 --after 3 -n 5",
+        "dstackctl kms forecast",
         "dstackctl kms allow-peer aa --ttl 10min",
         "dstackctl kms onboard https://kms.example.com --yes",
         "dstackctl app keygen -o owner.pem",

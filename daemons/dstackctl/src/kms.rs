@@ -45,6 +45,7 @@ pub async fn run(command: &KmsCommand, global: &Global, ui: &Ui) -> Result<(), F
         KmsCommand::Upgrades(args) => upgrades(&client, &args.app.to_string(), ui).await,
         KmsCommand::SubmitUpgrade(args) => submit(Some(&client), args, ui).await,
         KmsCommand::ReleaseLog(args) => release_log(&client, args, ui).await,
+        KmsCommand::Forecast => forecast(&client, ui).await,
         KmsCommand::AllowPeer(args) => allow_peer(&client, args, ui).await,
         KmsCommand::Onboard(args) => {
             let found = kms_trust::confirmed(&args.url, args.fingerprint.as_deref(), args.yes).await?;
@@ -236,7 +237,7 @@ fn release_json(row: &ReleaseRow) -> Result<Value, Failure> {
             Variant::U32(number) => Value::from(*number),
             other => {
                 return Err(Failure::new(format!(
-                    "the release log has a value of another kind: {}",
+                    "a row of the key service has a value of another kind: {}",
                     other.value_signature()
                 )));
             }
@@ -288,7 +289,7 @@ fn show_log(rows: &[Value], ui: &Ui) -> Result<(), Failure> {
     let cells = rows.iter().map(|row| {
         let text = |key: &str| row.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
         let number = |key: &str| row.get(key).and_then(Value::as_i64).unwrap_or_default();
-        let time = jiff::Timestamp::from_second(number("time")).map(|t| t.to_string()).unwrap_or_default();
+        let time = time_of(number("time"));
         let kind = text("kind");
         let tone = if kind == "denied" { Tone::Bad } else { Tone::Plain };
         let hash = ui.id(&text("compose_hash"));
@@ -302,6 +303,38 @@ fn show_log(rows: &[Value], ui: &Ui) -> Result<(), Failure> {
         ]
     });
     ui.text(&ui.table(&["SEQ", "TIME", "WHAT", "INSTANCE", "COMPOSE HASH", "REASON"], cells.collect()))
+}
+
+/// Who will be refused (trust rule T22).
+async fn forecast(client: &Client, ui: &Ui) -> Result<(), Failure> {
+    let rows: Result<Vec<Value>, _> =
+        client.kms().await?.forecast().await?.iter().map(release_json).collect();
+    let rows = rows?;
+    if ui.json {
+        return ui.json(&rows);
+    }
+    if rows.is_empty() {
+        note("nobody who got keys in the last 90 days will be refused, by the policy and collateral of now");
+        return Ok(());
+    }
+    let now = jiff::Timestamp::now().as_second();
+    let cells = rows.iter().map(|row| {
+        let text = |key: &str| row.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let when = row.get("when").and_then(Value::as_i64).unwrap_or_default();
+        let tone = if when <= now { Tone::Bad } else { Tone::Warning };
+        vec![
+            Ui::cell(tone, if when <= now { "now".to_owned() } else { time_of(when) }),
+            ui.id(&text("app")).into(),
+            ui.id(&text("instance")).into(),
+            Ui::cell(tone, text("cause")),
+            text("reason").into(),
+        ]
+    });
+    ui.text(&ui.table(&["FROM", "APP", "INSTANCE", "CAUSE", "REASON"], cells.collect()))
+}
+
+fn time_of(seconds: i64) -> String {
+    jiff::Timestamp::from_second(seconds).map(|time| time.to_string()).unwrap_or_default()
 }
 
 async fn allow_peer(client: &Client, args: &Peer, ui: &Ui) -> Result<(), Failure> {

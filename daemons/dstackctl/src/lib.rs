@@ -40,6 +40,7 @@ pub mod secrets;
 pub mod trust;
 pub mod upgrade;
 pub mod verify;
+pub mod verify_chain;
 pub mod verify_cli;
 pub mod verify_input;
 pub mod verify_report;

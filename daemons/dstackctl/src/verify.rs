@@ -89,6 +89,7 @@ impl Case {
             compose: compose(&args.expected)?,
             kms: args.expected.kms.as_ref().map(|id| id.trim_start_matches("0x").to_lowercase()),
             binds_report_data: report_data.is_some(),
+            signature: sample.signature,
         };
         Ok(Self { policy, expect: Expect { report_data, milestone: None }, subject })
     }

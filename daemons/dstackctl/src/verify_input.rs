@@ -3,6 +3,7 @@
 
 use crate::errors::Failure;
 use crate::measure::read;
+use crate::verify_chain::Signature;
 use crate::verify_cli::Verify;
 use dstack_core::event_log::LOG_MAX;
 use dstack_ra_rpc::tls::unauthenticated_config;
@@ -34,6 +35,8 @@ pub struct Sample {
     pub event_log: Vec<u8>,
     /// The public key that the evidence must bind: the certificate's.
     pub public_key: Option<Vec<u8>>,
+    /// What is known about the certificate's signature.
+    pub signature: Signature,
 }
 
 /// What an agent answers to `TdxQuote` and `GetQuote`.
@@ -53,7 +56,7 @@ impl Sample {
         let log = args.event_log.as_deref().map(|path| read(path, LOG_MAX)).transpose()?;
         if let Some(rest) = args.input.strip_prefix("https://") {
             let authority = rest.split('/').next().unwrap_or_default();
-            return of_certificate(&certificate_of(authority).await?, log);
+            return of_certificate(&chain_of(authority).await?, log);
         }
         let bytes = match args.input.as_str() {
             "-" => standard_input()?,
@@ -73,8 +76,8 @@ impl Sample {
         let text = bytes.trim_ascii();
         match text.first() {
             Some(b'{') => of_reply(text, log),
-            Some(b'-') => of_certificate(&first_certificate(text)?, log),
-            Some(0x30) if bytes.get(1).is_some_and(|b| *b >= 0x80) => of_certificate(bytes, log),
+            Some(b'-') => of_certificate(&certificates(text)?, log),
+            Some(0x30) if bytes.get(1).is_some_and(|b| *b >= 0x80) => of_certificate(&[bytes.to_vec()], log),
             _ => match hex::decode(text) {
                 Ok(quote) => of_quote(quote, log),
                 Err(_) => Err(Failure::new(
@@ -92,7 +95,7 @@ fn of_quote(quote: Vec<u8>, log: Option<Vec<u8>>) -> Result<Sample, Failure> {
     let event_log = log.ok_or_else(|| {
         Failure::new("a quote alone says little: its event log is missing").hint("add --event-log FILE")
     })?;
-    Ok(Sample { quote, event_log, public_key: None })
+    Ok(Sample { quote, event_log, public_key: None, signature: Signature::None })
 }
 
 fn of_reply(text: &[u8], log: Option<Vec<u8>>) -> Result<Sample, Failure> {
@@ -108,20 +111,22 @@ fn of_reply(text: &[u8], log: Option<Vec<u8>>) -> Result<Sample, Failure> {
     of_quote(quote, event_log.or(log))
 }
 
-fn first_certificate(text: &[u8]) -> Result<Vec<u8>, Failure> {
+fn certificates(text: &[u8]) -> Result<Vec<Vec<u8>>, Failure> {
     let blocks = pem::parse_many(text).map_err(|e| Failure::new(format!("the input is no PEM text: {e}")))?;
-    let first = blocks.into_iter().find(|block| block.tag() == "CERTIFICATE");
-    first.map(pem::Pem::into_contents).ok_or_else(|| Failure::new("the input has no certificate"))
+    let chain = blocks.into_iter().filter(|block| block.tag() == "CERTIFICATE");
+    Ok(chain.map(pem::Pem::into_contents).collect())
 }
 
-fn of_certificate(der: &[u8], log: Option<Vec<u8>>) -> Result<Sample, Failure> {
+/// The leaf comes first.
+fn of_certificate(chain: &[Vec<u8>], log: Option<Vec<u8>>) -> Result<Sample, Failure> {
+    let der = chain.first().ok_or_else(|| Failure::new("the input has no certificate"))?;
     let claims = certificate::parse(der).map_err(|e| Failure::new(e.to_string()))?;
     let quote = claims.quote.ok_or_else(|| {
         Failure::new("the certificate carries no quote")
             .hint("nothing about its holder can be verified from it")
     })?;
     let sample = of_quote(quote, claims.event_log.or(log))?;
-    Ok(Sample { public_key: Some(claims.public_key), ..sample })
+    Ok(Sample { public_key: Some(claims.public_key), signature: Signature::of(chain), ..sample })
 }
 
 fn standard_input() -> Result<Vec<u8>, Failure> {
@@ -131,8 +136,8 @@ fn standard_input() -> Result<Vec<u8>, Failure> {
     read.map(|_| bytes).map_err(|e| Failure::new(format!("cannot read standard input: {e}")))
 }
 
-/// The certificate of a server, which proves in the handshake that it holds the key.
-async fn certificate_of(authority: &str) -> Result<Vec<u8>, Failure> {
+/// The certificates of a server, which proves in the handshake that it holds the first one's key.
+async fn chain_of(authority: &str) -> Result<Vec<Vec<u8>>, Failure> {
     let failed = |e: &dyn std::fmt::Display| Failure::new(format!("cannot reach {authority}: {e}"));
     let (host, port) = host_and_port(authority)?;
     let shown = timeout(PATIENCE, async {
@@ -142,7 +147,10 @@ async fn certificate_of(authority: &str) -> Result<Vec<u8>, Failure> {
         let stream =
             TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|e| failed(&e))?;
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-        chain.first().map(|leaf| leaf.to_vec()).ok_or_else(|| failed(&"it shows no certificate"))
+        match chain {
+            [] => Err(failed(&"it shows no certificate")),
+            chain => Ok(chain.iter().map(|der| der.to_vec()).collect()),
+        }
     });
     shown.await.unwrap_or_else(|_| Err(failed(&"no answer in time")))
 }

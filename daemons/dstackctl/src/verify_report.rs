@@ -4,6 +4,7 @@
 use crate::measure::hex;
 use crate::output::{Tone, Ui};
 use crate::verify::difference;
+use crate::verify_chain::Signature;
 use comfy_table::Cell;
 use dstack_core::compose::AppCompose;
 use dstack_core::event_log::{Milestone, Trusted};
@@ -24,6 +25,8 @@ pub struct Subject {
     pub kms: Option<String>,
     /// Whether the report data is compared with something.
     pub binds_report_data: bool,
+    /// The signature of the certificate that brought the evidence.
+    pub signature: Signature,
 }
 
 /// A rule that was broken.
@@ -69,6 +72,8 @@ impl<'a> Report<'a> {
                 report.findings.extend(partial_findings(verdict, subject, report.difference.as_ref()));
             }
         }
+        let refusal = subject.signature.refusal();
+        report.findings.extend(refusal.map(|reason| finding("certificate", reason)));
         report
     }
 
@@ -164,6 +169,9 @@ impl<'a> Report<'a> {
         let bound =
             if self.subject.binds_report_data { "compared" } else { "not compared (--report-data, --nonce)" };
         row("report data", format!("{} {bound}", hex::encode(verdict.report_data)));
+        if let Some(words) = self.subject.signature.words() {
+            row("certificate", words.into());
+        }
         row("device id", hex::encode(verdict.device_id));
         row("MRTD", hex(verdict.measurements.mr_td));
         for (index, value) in verdict.measurements.rtmr.iter().enumerate() {

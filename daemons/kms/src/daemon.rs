@@ -40,6 +40,8 @@ const BLOCKING: usize = 8;
 const GRACE: Duration = Duration::from_secs(3);
 /// How often the certificate is renewed and collateral asked for again: three times in its life.
 const RENEWAL: Duration = Duration::from_secs(8 * 3600);
+/// How often it is forecast who will be refused (trust rule T22).
+const FORECAST: Duration = Duration::from_secs(24 * 3600);
 /// How often it is looked whether that is due: by the wall clock, which goes on while a machine sleeps.
 const LOOK: Duration = Duration::from_secs(60);
 
@@ -165,16 +167,25 @@ async fn watch_over(
 ) -> Outcome<()> {
     let mut watchdog = Watchdog::from_env();
     let (mut look, mut renewed) = (interval(LOOK), SystemTime::now());
+    // The first look tells what may have happened while the service was down.
+    let mut forecast = SystemTime::UNIX_EPOCH;
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut lost = zbus_lost(connection);
     loop {
         tokio::select! {
             () = &mut lost => return Err("the bus was lost; systemd starts the key service again".into()),
             Some(()) = founded.recv() => renew(engine, served),
-            _ = look.tick() => if is_due(renewed, SystemTime::now()) {
-                renewed = SystemTime::now();
-                renew(engine, served);
-                refresh(engine);
+            _ = look.tick() => {
+                let now = SystemTime::now();
+                let due = (is_due(renewed, RENEWAL, now), is_due(forecast, FORECAST, now));
+                if due.0 {
+                    renewed = now;
+                    renew(engine, served);
+                }
+                if due.1 {
+                    forecast = now;
+                }
+                keep_fresh(engine, due);
             },
             asked = signals.next() => match asked {
                 Asked::Stop => return Ok(()),
@@ -197,8 +208,8 @@ fn zbus_lost(connection: &Connection) -> std::pin::Pin<Box<dyn Future<Output = (
 }
 
 /// Also when the clock was set back: a certificate from the future is none.
-fn is_due(renewed: SystemTime, now: SystemTime) -> bool {
-    now.duration_since(renewed).map_or(true, |passed| passed >= RENEWAL)
+fn is_due(last: SystemTime, every: Duration, now: SystemTime) -> bool {
+    now.duration_since(last).map_or(true, |passed| passed >= every)
 }
 
 fn renew(engine: &Engine, served: &Served) {
@@ -207,17 +218,25 @@ fn renew(engine: &Engine, served: &Served) {
     }
 }
 
-/// Collateral that gets old is fetched again, so that an outage of its server is no outage of ours.
-fn refresh(engine: &Engine) {
-    let verifier = Arc::clone(engine.verifier());
+/// What is due: collateral that gets old is fetched again, so that an outage of its server is no outage of ours; and by
+/// what there is then, it is forecast who will be refused.
+fn keep_fresh(engine: &Engine, (refresh, forecast): (bool, bool)) {
+    let engine = engine.clone();
     tokio::spawn(async move {
-        let failed = verifier.collateral().refresh(SystemTime::now()).await;
-        if failed > 0 {
-            tracing::warn!(
-                "collateral of {failed} platforms could not be fetched again; what is cached is used"
-            );
+        if refresh {
+            self::refresh(&engine).await;
+        }
+        if forecast {
+            engine.tell_forecast().await;
         }
     });
+}
+
+async fn refresh(engine: &Engine) {
+    let failed = engine.verifier().collateral().refresh(SystemTime::now()).await;
+    if failed > 0 {
+        tracing::warn!("collateral of {failed} platforms could not be fetched again; what is cached is used");
+    }
 }
 
 fn reload(engine: &Engine) {
@@ -235,9 +254,10 @@ mod tests {
 
     #[test]
     fn p24_the_certificate_is_renewed_by_the_wall_clock() {
-        let now = SystemTime::now();
-        assert!(!is_due(now, now) && !is_due(now, now + RENEWAL / 2));
-        assert!(is_due(now, now + RENEWAL) && is_due(now, now - Duration::from_secs(60)));
+        let is_due = |now| is_due(SystemTime::UNIX_EPOCH + RENEWAL, RENEWAL, now);
+        let now = SystemTime::UNIX_EPOCH + RENEWAL;
+        assert!(!is_due(now) && !is_due(now + RENEWAL / 2));
+        assert!(is_due(now + RENEWAL) && is_due(now - Duration::from_secs(60)));
         assert!(crate::authority::RPC_LIFE > 2 * RENEWAL);
     }
 }

@@ -7,7 +7,7 @@
 use crate::settings::{Endpoint, Webhook};
 use dstack_ra_rpc::peer::BoxFuture;
 use dstack_ra_rpc::tls::client_config;
-use dstack_ra_tls::{Verdict, certificate};
+use dstack_ra_tls::{Verdict, certificate, verdict};
 use dstack_rpc::client::call_within;
 use rustls::pki_types::ServerName;
 use serde::{Deserialize, Serialize};
@@ -30,6 +30,14 @@ pub struct BootInfo {
     rtmr2: String,
     rtmr3: String,
     mr_aggregated: String,
+    /// SHA-256 over MRTD, RTMR1 and RTMR2.
+    mr_image: String,
+    /// SHA-256 over MRTD, RTMR0 to RTMR2 and `mr_key_provider`.
+    mr_system: String,
+    /// SHA-256 of `key_provider_info`; zeros at `GetAppKey`, which comes before that event.
+    mr_key_provider: String,
+    /// Payload of the event `key-provider`; empty at `GetAppKey`.
+    key_provider_info: String,
     os_image_hash: String,
     app_id: String,
     compose_hash: String,
@@ -48,6 +56,8 @@ impl BootInfo {
         let [rtmr0, rtmr1, rtmr2, rtmr3] = verdict.measurements.rtmr.map(hex::encode);
         let boot = verdict.boot.as_ref();
         let text = |value: Option<String>| value.unwrap_or_default();
+        let provider = boot.and_then(|b| b.key_provider.as_deref());
+        let mr_key_provider = verdict::key_provider(provider);
         Self {
             mrtd: hex::encode(verdict.measurements.mr_td),
             rtmr0,
@@ -55,6 +65,10 @@ impl BootInfo {
             rtmr2,
             rtmr3,
             mr_aggregated: hex::encode(verdict.measurements.aggregated()),
+            mr_image: hex::encode(verdict.measurements.image()),
+            mr_system: hex::encode(verdict.measurements.system(mr_key_provider)),
+            mr_key_provider: hex::encode(mr_key_provider),
+            key_provider_info: hex::encode(provider.unwrap_or_default()),
             os_image_hash: text(boot.map(|b| b.os_image_hash.to_string())),
             app_id: text(boot.map(|b| b.app_id.to_string())),
             compose_hash: text(boot.map(|b| b.compose_hash.to_string())),

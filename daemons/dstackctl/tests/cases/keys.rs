@@ -391,6 +391,11 @@ async fn the_key_service_of_this_host() {
     let log = world.ctl(&["kms", "release-log", &app, "--after", "4"]).await;
     assert!(log.out.contains("released") && log.out.contains("2023-11-14"), "{log:?}");
     assert_eq!(world.ctl(&["kms", "release-log", &app, "--json"]).await.json()[0]["seq"], 1);
+    let ahead = world.ctl(&["kms", "forecast"]).await;
+    for part in ["now", "refused", "2100-01-01T00:00:00Z", "grace-ends", "OutOfDate"] {
+        assert!(ahead.out.contains(part), "{part}: {ahead:?}");
+    }
+    assert_eq!(world.ctl(&["kms", "forecast", "--json"]).await.json()[1]["cause"], "grace-ends");
     assert_eq!(world.ctl(&["kms", "allow-peer", "aa", "--ttl", "10min"]).await.code, 0);
     assert!(world.kms.called("AllowPeer aa 600"));
 }

@@ -16,7 +16,7 @@ use dstack_rpc::kms::{
     AppId as AppIdMessage, GetMetaResponse, GetReleaseLogResponse, PublicKeyResponse, SubmitUpgradeRequest,
 };
 use dstack_rpc::{Call, Listener, RpcError, Service};
-use dstack_service::api::kms1::{Error, NAME, OwnedOptions, PATH, ReleaseRow, UpgradeRow};
+use dstack_service::api::kms1::{Error, ForecastRow, NAME, OwnedOptions, PATH, ReleaseRow, UpgradeRow};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PublicKeyData};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -262,6 +262,21 @@ impl Manager {
         ]
         .into();
         vec![row]
+    }
+
+    fn forecast(&self) -> Vec<ForecastRow> {
+        let value = |v: Variant<'static>| OwnedVariant::try_from(v).unwrap();
+        let row = |when: u64, cause: &'static str| -> ForecastRow {
+            [
+                ("when".to_owned(), value(when.into())),
+                ("app".to_owned(), value("11".repeat(20).into())),
+                ("instance".to_owned(), value("77".repeat(20).into())),
+                ("cause".to_owned(), value(cause.into())),
+                ("reason".to_owned(), value("TCB status is OutOfDate".into())),
+            ]
+            .into()
+        };
+        vec![row(1_700_000_000, "refused"), row(4_102_444_800, "grace-ends")]
     }
 
     fn allow_peer(&self, measurement: String, ttl: u64) {

@@ -3,12 +3,14 @@
 
 use super::actions;
 use crate::engine::{Engine, Phase, Told, app_id, invalid};
+use crate::forecast::Outlook;
 use crate::release_log::Entry;
 use dstack_service::access::Gate;
-use dstack_service::api::kms1::{Error, OwnedOptions, PATH, ReleaseRow, UpgradeRow};
+use dstack_service::api::kms1::{Error, ForecastRow, OwnedOptions, PATH, ReleaseRow, UpgradeRow};
 use dstack_service::errors::Fdo;
 use dstack_service::lifecycle;
 use dstack_service::logging::message_id;
+use std::collections::HashMap;
 use tokio::sync::mpsc;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
@@ -130,7 +132,17 @@ impl Manager {
         self.engine.releases(&app, after, limit)?.into_iter().map(|(entry, hash)| row(entry, hash)).collect()
     }
 
-    /// Lets another key service of this measurement (64 hex) fetch the root keys, for ttl seconds.
+    /// Instances that got keys in the last 90 days and will be refused, the soonest first, by the policy and collateral of
+    /// now; at most a minute old. Each has when t (Unix seconds; in the past: it is refused already), app s, instance s,
+    /// compose_hash s, seen t (when it got keys last), cause s (refused, grace-ends, collateral-ends, no-collateral,
+    /// not-genuine, unreadable), reason s.
+    #[zbus(out_args("instances"))]
+    async fn forecast(&self, #[zbus(header)] call: Header<'_>) -> Result<Vec<ForecastRow>, Error> {
+        self.allow(&call, actions::INSPECT, "").await?;
+        self.engine.forecast().await?.iter().map(outlook).collect()
+    }
+
+    /// Lets another key service of this measurement (64 hex) fetch the root keys once, within ttl seconds.
     async fn allow_peer(
         &self,
         measurement: String,
@@ -264,10 +276,23 @@ fn pinned(options: OwnedOptions) -> Result<Vec<u8>, Error> {
     })
 }
 
+fn outlook(row: &Outlook) -> Result<ForecastRow, Error> {
+    let text = |value: Option<String>| Variant::from(value.unwrap_or_default());
+    owned([
+        ("when", Variant::from(row.ahead.when)),
+        ("app", text(row.app.map(|app| app.to_string()))),
+        ("instance", text(row.instance.map(|id| id.to_string()))),
+        ("compose_hash", text(row.compose_hash.map(|hash| hash.to_string()))),
+        ("seen", Variant::from(row.seen)),
+        ("cause", Variant::from(row.ahead.cause.word())),
+        ("reason", Variant::from(row.ahead.reason.clone())),
+    ])
+}
+
 fn row(entry: Entry, hash: String) -> Result<ReleaseRow, Error> {
     let text = |value: Option<String>| Variant::from(value.unwrap_or_default());
     let event = entry.event;
-    let values = [
+    owned([
         ("seq", Variant::from(entry.seq)),
         ("time", Variant::from(event.time)),
         ("kind", Variant::from(event.kind.word())),
@@ -277,7 +302,10 @@ fn row(entry: Entry, hash: String) -> Result<ReleaseRow, Error> {
         ("reason", Variant::from(event.reason)),
         ("prev", Variant::from(entry.prev)),
         ("hash", Variant::from(hash)),
-    ];
+    ])
+}
+
+fn owned<const N: usize>(values: [(&str, Variant<'_>); N]) -> Result<HashMap<String, OwnedVariant>, Error> {
     let owned = values.into_iter().map(|(name, value)| {
         let value = OwnedVariant::try_from(value).map_err(crate::engine::internal)?;
         Ok((name.to_owned(), value))

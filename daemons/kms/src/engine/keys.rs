@@ -50,6 +50,7 @@ impl Engine {
             self.0.parts.settings.gateway_app_id.map(|id| id.to_string()).unwrap_or_default();
         reply.tproxy_app_id = reply.gateway_app_id.clone();
         self.released(boot, verdict, basis).await?;
+        self.keep_evidence(peer, boot).await;
         Ok(reply)
     }
 

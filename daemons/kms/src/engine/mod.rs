@@ -4,6 +4,7 @@
 pub mod bootstrap;
 pub mod certificates;
 pub mod errors;
+pub mod forecast;
 pub mod keys;
 pub mod peers;
 pub mod upgrades;
@@ -12,6 +13,8 @@ pub use errors::{app_id, internal, invalid};
 
 use crate::authority::Authority;
 use crate::decide::{self, Basis};
+use crate::forecast::Outlook;
+use crate::instances::Instances;
 use crate::onboard::Attest;
 use crate::policy;
 use crate::registry::{Registry, RegistryError};
@@ -91,6 +94,10 @@ struct Inner {
     parts: Parts,
     registry: Registry,
     log: ReleaseLog,
+    /// What got keys lately.
+    instances: Instances,
+    /// The last forecast, and when it was made.
+    forecast: tokio::sync::Mutex<Option<(Instant, Arc<Vec<Outlook>>)>>,
     phase: RwLock<Phase>,
     told: mpsc::UnboundedSender<Told>,
     /// Announced peers and until when.
@@ -115,6 +122,9 @@ pub enum StartError {
     /// The release log.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// What is kept of instances.
+    #[error("instances: {0}")]
+    Instances(std::io::Error),
 }
 
 impl Engine {
@@ -125,12 +135,15 @@ impl Engine {
     pub fn open(parts: Parts) -> Result<(Self, mpsc::UnboundedReceiver<Told>), StartError> {
         let registry = Registry::open(&parts.state)?;
         let log = ReleaseLog::open(&parts.state, parts.verifier.now())?;
+        let instances = Instances::open(&parts.state).map_err(StartError::Instances)?;
         let phase = load(&parts);
         let (told, events) = mpsc::unbounded_channel();
         let inner = Inner {
             parts,
             registry,
             log,
+            instances,
+            forecast: tokio::sync::Mutex::default(),
             phase: RwLock::new(phase),
             told,
             peers: Mutex::default(),

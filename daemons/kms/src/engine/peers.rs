@@ -19,8 +19,8 @@ pub const TTL_MAX: u64 = 24 * 3600;
 const PEERS_MAX: usize = 64;
 
 impl Engine {
-    /// Announces a peer by its measurement (64 hex: SHA-256 over all its registers) for `ttl` seconds. Announcements
-    /// live in memory alone: after a restart nobody is announced.
+    /// Announces a peer by its measurement (64 hex: SHA-256 over all its registers) for one fetch within `ttl` seconds.
+    /// Announcements live in memory alone: after a restart nobody is announced.
     ///
     /// # Errors
     /// `InvalidArgument`, `NotBootstrapped`.
@@ -63,7 +63,8 @@ impl Engine {
         let custody = custody.ok_or_else(|| RpcError::failed("custody is host or cvm"))?;
         check_custody(record.custody, custody).map_err(RpcError::forbidden)?;
         let measurement = hex::encode(verdict.measurements.aggregated());
-        let announced = lock(&self.0.peers).get(&measurement).is_some_and(|until| *until > Instant::now());
+        // An announcement is for one fetch: it is spent before the keys leave.
+        let announced = lock(&self.0.peers).remove(&measurement).is_some_and(|until| until > Instant::now());
         if !announced {
             return Err(RpcError::forbidden(format!(
                 "no key service of measurement {measurement} is announced; the operator of this one does it with: \

@@ -30,6 +30,7 @@ async fn the_log_is_empty_at_first() {
     let world = World::new().await;
     world.manager.bootstrap("kms.example.org", Options::new()).await.unwrap();
     assert!(world.manager.get_release_log(&"0".repeat(40), 0, 0).await.unwrap().is_empty());
+    assert!(world.manager.forecast().await.unwrap().is_empty());
     let (key, signature) = world.manager.get_app_env_key(&"0".repeat(40)).await.unwrap();
     assert_eq!((key.len(), signature.len()), (32, 65));
 }

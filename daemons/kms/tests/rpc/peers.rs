@@ -2,13 +2,17 @@
 //! A second key service fetches the root keys.
 
 use crate::keys::COMPOSE;
-use crate::world::{Attested, Boot, READY, Safe, Setup, World, reason};
+use crate::world::{Attested, Boot, READY, Safe, Setup, WANTS, World, reason};
+use dstack_core::ids::AppId;
 use dstack_kms::engine::Phase;
+use dstack_quote_sim::pki::{self, TestRoot};
+use dstack_ra_rpc::tls::Identity;
 use dstack_ra_tls::certificate::Custody;
 use dstack_rpc::kms::GetKmsKeyRequest;
 use dstack_service::api::kms1::Error;
 use serde_json::Value;
 use std::sync::Arc;
+use time::OffsetDateTime;
 
 fn kms() -> Boot {
     Boot { mr_td: 9, ..Boot::of(COMPOSE, READY) }
@@ -41,6 +45,54 @@ async fn t11_a_peer_gets_the_keys_only_when_it_is_announced() {
     let again = peer.engine.onboard(&source.url, key).await;
     assert!(matches!(again, Err(Error::AlreadyBootstrapped(_))), "{again:?}");
     assert_eq!(source.engine.log().head().seq, 1, "it is in the release log");
+}
+
+/// Both ways at once: the source judges the peer's quote on the connection on which the peer judges the source's pin.
+#[tokio::test]
+async fn t11_p23_a_second_key_service_is_onboarded_once_and_derives_the_same_keys() {
+    let (source, peer) = (World::new().await, second().await);
+    let key = source.engine.authority().unwrap().public_key();
+    let ask = |realm: &str, custody: &str| GetKmsKeyRequest { realm: realm.into(), custody: custody.into() };
+    let realm = source.engine.realm().to_string();
+    let as_kms = async |identity: Identity, request: GetKmsKeyRequest| {
+        source.call::<_, Value>(Some(&identity), "GetKmsKey", &request).await
+    };
+
+    let before = peer.engine.onboard(&source.url, key.clone()).await.unwrap_err().to_string();
+    source.engine.allow_peer(&measurement(&before), 60).unwrap();
+    // Announced is this measurement alone, in this realm, with this custody; none of these spends the announcement.
+    let other = Boot { mr_td: 8, ..kms() };
+    let refusal = reason(as_kms(other.identity(), ask(&realm, "host")).await);
+    assert!(refusal.contains("is announced") && measurement(&refusal) != measurement(&before), "{refusal}");
+    assert!(reason(as_kms(kms().identity(), ask("intel", "host")).await).contains("realm"));
+    assert!(
+        reason(as_kms(kms().identity(), ask(&realm, "cvm")).await).contains("never become those of a CVM")
+    );
+    let root = TestRoot::load(&pki::generate(OffsetDateTime::now_utc()).unwrap()).unwrap();
+    let foreign = as_kms(kms().identity_under(&root), ask(&realm, "host")).await;
+    assert!(foreign.is_err(), "a quote under another root is no evidence: {foreign:?}");
+    assert!(source.call::<_, Value>(None, "GetKmsKey", &ask(&realm, "host")).await.is_err(), "no evidence");
+
+    peer.engine.onboard(&source.url, key.clone()).await.unwrap();
+    peer.served.renew(&peer.engine).unwrap();
+    let again = second().await.engine.onboard(&source.url, key).await.unwrap_err().to_string();
+    assert!(again.contains("is announced"), "an announcement is for one fetch: {again}");
+
+    // App and instance of the published vectors, from both.
+    let app: AppId = "3327603e03f5bd1f830812ca4a789277fc31f577".parse().unwrap();
+    let boot = Boot::of(COMPOSE, WANTS).claiming(app);
+    for kms in [&source, &peer] {
+        kms.engine.allow_upgrade(&app.to_string(), &boot.hash().to_string()).unwrap();
+    }
+    let (ours, theirs) = (source.app_key(&boot).await.unwrap(), peer.app_key(&boot).await.unwrap());
+    let disk = "0b1f243958ceef0218284656fb6dcc405955665617d2a1101519272d72fda4f9";
+    assert_eq!(hex::encode(&theirs.disk_crypt_key), disk);
+    assert_eq!(
+        (&ours.disk_crypt_key, &ours.env_crypt_key, &ours.k256_key, &ours.k256_signature),
+        (&theirs.disk_crypt_key, &theirs.env_crypt_key, &theirs.k256_key, &theirs.k256_signature)
+    );
+    let owner = peer.engine.authority().unwrap();
+    assert_eq!(owner.k256_public(), source.engine.authority().unwrap().k256_public());
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 use crate::keys::{COMPOSE, other_compose};
 use crate::world::{Boot, Setup, WANTS, World, reason};
 use dstack_kms::settings::{Endpoint, Webhook};
+use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,11 @@ fn serve(socket: &Path, reply: String) -> tokio::task::JoinHandle<String> {
         stream.write_all(reply.as_bytes()).await.unwrap();
         String::from_utf8(asked).unwrap()
     })
+}
+
+/// SHA-256 over registers and more, hex.
+fn sha256(registers: &[[u8; 48]], more: &[u8]) -> String {
+    hex::encode(Sha256::new().chain_update(registers.as_flattened()).chain_update(more).finalize())
 }
 
 fn http(status: &str, body: &str) -> String {
@@ -77,6 +83,9 @@ async fn t17_a_yes_lets_pass_and_never_widens() {
         format!("\"composeHash\":\"{}\"", boot.hash()),
         "\"tcbStatus\":\"UpToDate\"".into(),
         "\"mrAggregated\":\"".into(),
+        format!("\"mrImage\":\"{}\"", sha256(&[[1; 48], [0; 48], [0; 48]], &[])),
+        format!("\"mrSystem\":\"{}\"", sha256(&[[1; 48], [0; 48], [0; 48], [0; 48]], &[0; 32])),
+        format!("\"mrKeyProvider\":\"{}\",\"keyProviderInfo\":\"\"", "00".repeat(32)),
     ] {
         assert!(asked.contains(&part), "{part} in {asked}");
     }

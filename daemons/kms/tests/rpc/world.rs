@@ -126,23 +126,37 @@ impl Boot {
 
     /// Quote and log of this boot, over report data.
     pub fn evidence(&self, data: [u8; 64]) -> (Vec<u8>, Vec<u8>) {
+        self.evidence_under(&ROOT, data)
+    }
+
+    fn evidence_under(&self, root: &TestRoot, data: [u8; 64]) -> (Vec<u8>, Vec<u8>) {
         let events = self.log();
         let mut report = TdReport { report_data: data, mr_td: [self.mr_td; 48], ..TdReport::default() };
         report.rtmr[3] = event_log::replay(&events).unwrap()[3];
         report.mr_config_id.copy_from_slice(&hex::decode(mr_config_id(&self.hash())).unwrap());
-        (ROOT.quote(&report), serde_json::to_vec(&events).unwrap())
+        (root.quote(&report), serde_json::to_vec(&events).unwrap())
     }
 
     /// A certificate with evidence, and its key as PKCS#8, DER both.
     pub fn certificate(&self) -> (Vec<u8>, Zeroizing<Vec<u8>>) {
+        self.certificate_under(&ROOT)
+    }
+
+    fn certificate_under(&self, root: &TestRoot) -> (Vec<u8>, Zeroizing<Vec<u8>>) {
         let key = AttestedKey::generate().unwrap();
-        let (quote, log) = self.evidence(report_data(&key.public_key()));
+        let (quote, log) = self.evidence_under(root, report_data(&key.public_key()));
         let certificate = key.self_signed("app", &quote, &log, SystemTime::now(), HOUR).unwrap();
         (certificate, Zeroizing::new(key.expose_pkcs8()))
     }
 
     pub fn identity(&self) -> Identity {
         let (certificate, key) = self.certificate();
+        Identity::new(vec![certificate], key)
+    }
+
+    /// The same under another root.
+    pub fn identity_under(&self, root: &TestRoot) -> Identity {
+        let (certificate, key) = self.certificate_under(root);
         Identity::new(vec![certificate], key)
     }
 
@@ -172,6 +186,8 @@ pub struct Setup {
     pub safe: Arc<Safe>,
     pub webhook: Arc<dyn Authorize>,
     pub attest: Arc<dyn Attest>,
+    /// Judges instead of the one that `roots` make.
+    pub verifier: Option<Arc<Verifier>>,
 }
 
 impl Default for Setup {
@@ -181,6 +197,7 @@ impl Default for Setup {
             safe: Arc::default(),
             webhook: Arc::new(Nobody),
             attest: Arc::new(OnHost),
+            verifier: None,
         }
     }
 }
@@ -210,7 +227,7 @@ pub fn open(setup: &Setup, state: &Path) -> (Engine, mpsc::UnboundedReceiver<Tol
         settings: Settings::from_input(Input::default()).unwrap(),
         directories: Directories { vendor: state.join("lib"), operator: state.join("etc") },
         state: state.to_owned(),
-        verifier: Arc::new(verifier(setup.roots.clone())),
+        verifier: setup.verifier.clone().unwrap_or_else(|| Arc::new(verifier(setup.roots.clone()))),
         vault: Arc::<Safe>::clone(&setup.safe),
         webhook: Arc::clone(&setup.webhook),
         attest: Arc::clone(&setup.attest),
@@ -226,7 +243,7 @@ pub struct World {
     pub url: String,
     judge: Verifier,
     _stop: watch::Sender<bool>,
-    _dir: tempfile::TempDir,
+    pub dir: tempfile::TempDir,
 }
 
 impl World {
@@ -249,7 +266,7 @@ impl World {
         let (stop, stopped) = watch::channel(false);
         let served = rpc::listen(&engine, vec![Listener::Tcp(listener)], &stopped).unwrap();
         let judge = verifier(Roots::test(ROOT.certificate().to_vec()));
-        Self { engine, told, safe: setup.safe, served, url, judge, _stop: stop, _dir: dir }
+        Self { engine, told, safe: setup.safe, served, url, judge, _stop: stop, dir }
     }
 
     pub fn anchor(&self) -> Anchor {

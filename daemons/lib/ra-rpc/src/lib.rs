@@ -24,6 +24,6 @@ pub mod tls;
 pub use client::{ConnectError, Connection, connect};
 pub use collateral::{Cache, Fetch, PlatformId};
 pub use pccs::Pccs;
-pub use peer::{Anchor, Peer, PeerError, Rules, Side, Verifier};
+pub use peer::{Anchor, Peer, PeerError, Rules, Shown, Side, Verifier};
 pub use server::{Refusals, Server, Session, serve};
 pub use tls::Identity;

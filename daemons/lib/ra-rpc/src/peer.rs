@@ -162,6 +162,21 @@ pub enum PeerError {
     Cut,
 }
 
+/// Evidence as a peer showed it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// The quote.
+    pub quote: Vec<u8>,
+    /// The event log, JSON.
+    pub event_log: Vec<u8>,
+}
+
+impl std::fmt::Debug for Shown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Shown({} bytes, log of {})", self.quote.len(), self.event_log.len())
+    }
+}
+
 /// What is known about a peer. Every field was checked.
 #[derive(Debug, Clone)]
 pub struct Peer {
@@ -169,6 +184,8 @@ pub struct Peer {
     pub public_key: Vec<u8>,
     /// The verdict over its evidence, passed; `None` when it brought none and needed none.
     pub verdict: Option<Arc<Verdict>>,
+    /// That evidence, to be judged again later.
+    pub shown: Option<Arc<Shown>>,
     /// What the pinned authority issued its certificate for; `None` without such an authority.
     pub usage: Option<Usage>,
     /// The app id: of the verdict, or else of the pinned authority.
@@ -312,22 +329,43 @@ impl Verifier {
         now: u64,
     ) -> Result<Arc<Verdict>, PeerError> {
         let expect = Expect { report_data: Some(report_data(public_key)), milestone };
+        let shown = Shown { quote, event_log: log };
+        let (platform, verdict) = self.appraise(shown, expect, now).await?;
+        self.collateral.floors().raise(platform, &verdict);
+        let verdict = Arc::new(verdict);
+        if verdict.passed() { Ok(verdict) } else { Err(PeerError::Refused(verdict)) }
+    }
+
+    /// Judges evidence again that was shown before, at the time `at` by the policy and collateral of now. It says
+    /// nothing about who holds which key.
+    ///
+    /// # Errors
+    /// [`PeerError`] when there is no verdict; one that did not pass is no error.
+    pub async fn judge_again(&self, shown: Shown, at: u64) -> Result<Verdict, PeerError> {
+        self.appraise(shown, Expect::default(), at).await.map(|(_, verdict)| verdict)
+    }
+
+    async fn appraise(
+        &self,
+        shown: Shown,
+        expect: Expect,
+        now: u64,
+    ) -> Result<(PlatformId, Verdict), PeerError> {
         let slot = Arc::clone(&self.slots).acquire_owned().await.map_err(|_| PeerError::Cut)?;
-        let platform = PlatformId::of(&quote)?;
-        let collateral = self.collateral.of_platform(platform, UNIX_EPOCH + Duration::from_secs(now)).await?;
+        let platform = PlatformId::of(&shown.quote)?;
+        let today = UNIX_EPOCH + Duration::from_secs(self.now());
+        let collateral = self.collateral.of_platform(platform, today).await?;
         let (roots, mut policy) = (self.roots.clone(), Policy::clone(&self.policy()));
         let floor = self.collateral.floors().of(platform);
         policy.min_evaluation_number = policy.min_evaluation_number.max(floor.evaluation_number);
         let work = tokio::task::spawn_blocking(move || {
-            let evidence = Evidence { quote: &quote, event_log: &log, collateral: &collateral };
+            let evidence =
+                Evidence { quote: &shown.quote, event_log: &shown.event_log, collateral: &collateral };
             let verdict = verify(&evidence, &roots, &policy, &expect, now);
             drop(slot);
             verdict
         });
-        let verdict = work.await.map_err(|_| PeerError::Cut)??;
-        self.collateral.floors().raise(platform, &verdict);
-        let verdict = Arc::new(verdict);
-        if verdict.passed() { Ok(verdict) } else { Err(PeerError::Refused(verdict)) }
+        Ok((platform, work.await.map_err(|_| PeerError::Cut)??))
     }
 }
 
@@ -339,11 +377,13 @@ fn peer(claims: Claims, verdict: Option<Arc<Verdict>>, issued: bool, ends: u64) 
         return Err(PeerError::AppId);
     }
     let ends = verdict.as_ref().map_or(ends, |v| ends.min(v.collateral_expires));
+    let shown = claims.quote.zip(claims.event_log).filter(|_| verdict.is_some());
     Ok(Peer {
         public_key: claims.public_key,
         usage: claims.usage.filter(|_| issued),
         app_id: measured.or(written),
         verdict,
+        shown: shown.map(|(quote, event_log)| Arc::new(Shown { quote, event_log })),
         valid_until: ends,
     })
 }

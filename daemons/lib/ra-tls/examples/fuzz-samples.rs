@@ -3,7 +3,7 @@
 //!
 //! `cargo run -p dstack-ra-tls --example fuzz-samples -- daemons/fuzz/samples`, when the grammar of the event log has
 //! changed. The files are in the tree, so that a failing input can be repeated.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use dstack_core::event_log::{self, Event, TRUSTED};
 use dstack_core::ids::ComposeHash;

@@ -6,6 +6,7 @@
 //! the very same code under a root of its own, and its label is in every verdict.
 //!
 //! - [`certificate`]: evidence inside X.509
+//! - [`signature`]: by whom a certificate is signed
 //! - [`evidence`]: what a peer presents, with limits
 //! - [`roots`]: labelled trust roots and the realm they make
 //! - [`policy`]: rules as drop-in files
@@ -16,6 +17,7 @@ pub mod certificate;
 pub mod evidence;
 pub mod policy;
 pub mod roots;
+pub mod signature;
 pub mod verdict;
 mod verify;
 

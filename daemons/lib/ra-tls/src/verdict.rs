@@ -34,6 +34,27 @@ impl Measurements {
         }
         hash.finalize().into()
     }
+
+    /// `mr_image` of the original: SHA-256 over MRTD, RTMR1 and RTMR2, what an image measures in any shape.
+    #[must_use]
+    pub fn image(&self) -> [u8; 32] {
+        let [_, rtmr1, rtmr2, _] = self.rtmr;
+        Sha256::digest([self.mr_td, rtmr1, rtmr2].as_flattened()).into()
+    }
+
+    /// `mr_system` of the original: SHA-256 over MRTD, RTMR0 to RTMR2, and [`key_provider`] of the boot.
+    #[must_use]
+    pub fn system(&self, key_provider: [u8; 32]) -> [u8; 32] {
+        let [rtmr0, rtmr1, rtmr2, _] = self.rtmr;
+        let registers = [self.mr_td, rtmr0, rtmr1, rtmr2];
+        Sha256::new().chain_update(registers.as_flattened()).chain_update(key_provider).finalize().into()
+    }
+}
+
+/// `mr_key_provider` of the original: SHA-256 of the payload of the event `key-provider`, 32 zeros before that event.
+#[must_use]
+pub fn key_provider(payload: Option<&[u8]>) -> [u8; 32] {
+    payload.map_or([0; 32], |payload| Sha256::digest(payload).into())
 }
 
 /// A rule of the verifier.
@@ -108,6 +129,8 @@ pub struct Verdict {
     pub events: Vec<Event>,
     /// Whether the image's registers were compared with known ones, or only recorded.
     pub image_compared: bool,
+    /// Until when the platform passes by grace, seconds since 1970; `None` when it needs none (trust rule T22).
+    pub grace_until: Option<u64>,
     /// Exceptions that the policy made, such as grace.
     pub exceptions: Vec<String>,
     /// Every rule that failed, in the order of the checks.
@@ -129,5 +152,38 @@ impl Verdict {
 
     pub(crate) fn fail(&mut self, rule: Rule, reason: impl Into<String>) {
         self.failures.push(Failure { rule, reason: reason.into() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each digest was computed apart, by sha256sum over the bytes.
+    #[test]
+    fn digests_over_registers_are_the_originals() {
+        let registers = Measurements {
+            mr_td: [1; 48],
+            rtmr: [[2; 48], [3; 48], [4; 48], [5; 48]],
+            mr_config_id: [0; 48],
+            mr_owner: [0; 48],
+            mr_owner_config: [0; 48],
+        };
+        assert_eq!(
+            hex::encode(registers.image()),
+            "f9aa5fad4ffa53815ea7d57c706950417a0c88b347d03150416de171e4f8da62"
+        );
+        assert_eq!(
+            hex::encode(registers.system(key_provider(None))),
+            "277dd3f55ca5f00d78b6df04104ca9e04ad17b871128e38808abc9f6b86faf31"
+        );
+        assert_eq!(
+            hex::encode(registers.system(key_provider(Some(b"{}")))),
+            "7c0456711236f3fe838aebe212e2ada6ea8f110d5f1ef57aaab6e693f80f6ebe"
+        );
+        assert_eq!(
+            hex::encode(registers.aggregated()),
+            "f19f6a13a1f3a6bf9607fa8435673eb843a03be87c19eb8bb0b8f585921851bd"
+        );
     }
 }

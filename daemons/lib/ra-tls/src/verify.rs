@@ -101,6 +101,7 @@ fn describe(claims: &QuoteClaims, root: &Label) -> Result<Verdict, VerifyError> 
         boot: None,
         events: Vec::new(),
         image_compared: false,
+        grace_until: None,
         exceptions: Vec::new(),
         failures: Vec::new(),
     })
@@ -174,6 +175,7 @@ fn check_pce(verdict: &mut Verdict, claims: &QuoteClaims, evidence: &Evidence<'_
 fn check_grace(verdict: &mut Verdict, claims: &QuoteClaims, policy: &Policy, now: u64) {
     let end = claims.platform.tcb_date_tag.saturating_add(u64::from(policy.tcb_grace_days) * 86_400);
     if policy.tcb_grace_days > 0 && verdict.tcb_status == "OutOfDate" && now < end {
+        verdict.grace_until = Some(end);
         verdict
             .exceptions
             .push(format!("TCB status OutOfDate passes by grace for {} more days", (end - now) / 86_400));

@@ -42,6 +42,8 @@ pub mod message_id {
     pub const UPGRADE_ALLOWED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e25";
     /// The release log ended in an unfinished line.
     pub const RELEASE_LOG_REPAIRED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e26";
+    /// An instance will be refused its keys.
+    pub const KEYS_FORECAST: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e28";
 }
 
 /// The level in force; `LogControl1` changes it while the daemon runs.

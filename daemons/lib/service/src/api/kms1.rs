@@ -24,6 +24,10 @@ pub type UpgradeRow = (String, String, u64);
 /// `compose_hash s`, `verdict s`, `reason s`, `prev s` and `hash s` (of the line before and of this one, hex).
 pub type ReleaseRow = HashMap<String, OwnedVariant>;
 
+/// A row of `Forecast`: `when t` (Unix seconds), `app s`, `instance s`, `compose_hash s`, `seen t`, `cause s` (`refused
+/// grace-ends collateral-ends no-collateral not-genuine unreadable`), `reason s`.
+pub type ForecastRow = HashMap<String, OwnedVariant>;
+
 crate::bus_errors! {
     /// What the key service refuses, and what to do about it.
     pub enum Error in "org.dstack.kms1" {
@@ -73,7 +77,9 @@ pub trait Manager {
     fn get_app_env_key(&self, app: &str) -> Result<(Vec<u8>, Vec<u8>), Error>;
     /// Releases and denials of an app's keys with a number above `after`, at most `limit` (0: as many as fit).
     fn get_release_log(&self, app: &str, after: u64, limit: u32) -> Result<Vec<ReleaseRow>, Error>;
-    /// Lets another key service of this measurement fetch the root keys, for `ttl` seconds.
+    /// Instances that got keys lately and will be refused, the soonest first (trust rule T22).
+    fn forecast(&self) -> Result<Vec<ForecastRow>, Error>;
+    /// Lets another key service of this measurement fetch the root keys once, within `ttl` seconds.
     fn allow_peer(&self, measurement: &str, ttl: u64) -> Result<(), Error>;
     /// Fetches the root keys of another key service, instead of making some.
     fn onboard(&self, source_url: &str, options: Options<'_>) -> Result<(), Error>;
