@@ -8,6 +8,7 @@
 pub mod bodies;
 pub mod evidence;
 pub mod measure;
+pub mod wireguard;
 
 use dstack_core::{
     boot, ccel, client_hello, compose, config_disk, csr, env, env_signature, event_log, ext4, home, ids,
@@ -58,6 +59,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "certificate", run: evidence::certificate, samples: evidence::certificate_samples },
     Target { name: "encrypted_env", run: bodies::encrypted_env, samples: bodies::encrypted_env_samples },
     Target { name: "prpc_body", run: bodies::prpc_body, samples: bodies::prpc_body_samples },
+    Target { name: "wireguard", run: wireguard::values, samples: wireguard::values_samples },
+    Target { name: "wireguard_uapi", run: wireguard::uapi, samples: wireguard::uapi_samples },
 ];
 
 /// Whatever parses as a config disk is exactly what the writer makes of it.

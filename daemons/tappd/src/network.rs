@@ -67,7 +67,7 @@ fn interfaces(sysfs: &Path) -> Vec<Interface> {
 
 /// Bridges and the containers' ends of them do not lead out of the guest.
 fn leads_out(name: &str, directory: &Path) -> bool {
-    name.starts_with("wg") || directory.join("device").exists()
+    name.starts_with("wg") || name.starts_with("dstack-wg") || directory.join("device").exists()
 }
 
 fn interface(name: String, addresses: Vec<IpAddress>, statistics: &Path) -> Interface {

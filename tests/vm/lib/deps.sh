@@ -29,6 +29,8 @@ vm jq jq
 vm flock util-linux
 vm ip iproute2
 unit dbus-daemon dbus-daemon
+unit ip iproute2
+unit wireguard-go wireguard-go
 TABLE
 }
 

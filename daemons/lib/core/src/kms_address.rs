@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Addresses of key services, as the host's hints give them.
+//! Addresses of key services and tproxies, as the host's hints give them.
 
 use std::fmt;
 
 /// Port of a key service whose address names none.
 pub const PORT: u16 = 9043;
+/// Port of a tproxy's registration whose address names none.
+pub const TPROXY_PORT: u16 = 9070;
 /// Most addresses that are tried; further ones are passed over.
 pub const ADDRESSES_MAX: usize = 16;
 /// Longest URL, bytes.
 const URL_MAX: usize = 512;
 
-/// Where a key service may be.
+/// Where a service may be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
     /// Name or IP address, without brackets.
@@ -35,6 +37,12 @@ impl Address {
     /// Reads `https://HOST[:PORT][/PATH][/prpc]`; `None` for whatever else.
     #[must_use]
     pub fn parse(url: &str) -> Option<Self> {
+        Self::parse_with(url, PORT)
+    }
+
+    /// The same with another port for whoever names none.
+    #[must_use]
+    pub fn parse_with(url: &str, default: u16) -> Option<Self> {
         let rest = url.strip_prefix("https://").filter(|_| url.len() <= URL_MAX)?;
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let base = path.trim_end_matches('/');
@@ -43,7 +51,7 @@ impl Address {
             Some(v6) => v6.split_once(']')?,
             None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
         };
-        let port = if port.is_empty() { PORT } else { port.strip_prefix(':')?.parse().ok()? };
+        let port = if port.is_empty() { default } else { port.strip_prefix(':')?.parse().ok()? };
         let good = |b: u8| b.is_ascii_alphanumeric() || b"-._:".contains(&b);
         let path = |b: u8| b.is_ascii_alphanumeric() || b"-._~/".contains(&b);
         let valid = !host.is_empty() && host.bytes().all(good) && base.bytes().all(path) && port != 0;

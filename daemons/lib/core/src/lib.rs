@@ -21,6 +21,7 @@
 //! - [`qemu_probe`]: what a host can run
 //! - [`measure`]: what a TD measures before its kernel runs
 //! - [`quote_sim_wire`]: frames between a guest and the simulated TEE
+//! - [`wireguard`]: keys, networks and peers, and the protocol of a user-space daemon
 
 pub mod boot;
 pub mod ccel;
@@ -45,3 +46,4 @@ pub mod quote_sim_wire;
 pub mod sni;
 pub mod spec;
 pub mod upgrade;
+pub mod wireguard;

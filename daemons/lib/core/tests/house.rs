@@ -15,6 +15,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("dstack-rpc", &["dstack-core", "dstack-sys"]),
     ("dstack-keys", &["dstack-core"]),
     ("dstack-ra-tls", &["dstack-core"]),
+    ("dstack-wireguard", &["dstack-core"]),
     ("dstack-tdx-attest", &["dstack-core", "dstack-sys"]),
     ("dstack-ra-rpc", &["dstack-core", "dstack-ra-tls", "dstack-rpc"]),
 ];
