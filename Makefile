@@ -34,7 +34,7 @@ build: ## compile every daemon and command line (release)
 # ---- install: files into DESTDIR; kept with debian/ ------------------------------------------------
 prefix ?= /usr
 BIN ?= $(CARGO_TARGET_DIR)/release
-LIBEXEC = dstack-teepod dstack-vm dstack-vm-net dstack-prepare dstack-app dstack-status dstack-tappd \
+LIBEXEC = dstack-teepod dstack-vm dstack-vm-net dstack-prepare dstack-app dstack-network dstack-status dstack-tappd \
 	dstack-quote-sim dstack-kms dstack-kms-seal
 PUT = install -m 644 -D -t $(DESTDIR)
 UNITS = $(foreach t,service socket slice target timer mount,$(wildcard units/host/*.$(t) units/guest/*.$(t)))

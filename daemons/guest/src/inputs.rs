@@ -35,6 +35,8 @@ pub struct Hints {
     pub kms_urls: Vec<String>,
     /// The same, parsed; URLs that are none are left out.
     pub kms: Vec<Address>,
+    /// Where tproxies may be.
+    pub tproxy_urls: Vec<String>,
     /// The image that it launched (T2).
     pub os_image_hash: Option<OsImageHash>,
     /// The VM's shape, JSON text.
@@ -130,6 +132,9 @@ struct InstanceInfo {
 #[serde(default)]
 struct SysConfig {
     kms_urls: Vec<String>,
+    tproxy_urls: Vec<String>,
+    /// The newer name of the same.
+    gateway_urls: Vec<String>,
     os_image_hash: String,
     vm_config: String,
 }
@@ -198,7 +203,9 @@ fn hints(config: SysConfig) -> Result<Hints, InputError> {
         return Err(InputError::Missing("vm_config of 4096 bytes at most in sys-config.json"));
     }
     let kms_urls: Vec<String> = config.kms_urls.into_iter().take(ADDRESSES_MAX).collect();
+    let tproxies = config.tproxy_urls.into_iter().chain(config.gateway_urls);
     Ok(Hints {
+        tproxy_urls: tproxies.take(ADDRESSES_MAX).collect(),
         kms: kms_urls.iter().filter_map(|url| Address::parse(url)).collect(),
         kms_urls,
         os_image_hash: given(Some(&config.os_image_hash)).map(str::parse).transpose()?,

@@ -72,6 +72,12 @@ impl Layout {
         self.run.join("docker-compose.yaml")
     }
 
+    /// Whom dstack-network asks, if the app is to be reached from outside.
+    #[must_use]
+    pub fn network(&self) -> PathBuf {
+        self.run.join("network.json")
+    }
+
     /// The keys that the guest agent gets ([`dstack_keys::handover`]).
     #[must_use]
     pub fn app_keys(&self) -> PathBuf {

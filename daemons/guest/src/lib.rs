@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Boot agent of the guest: from the host's config disk to a running app.
 //!
-//! Three programs share this library. `dstack-prepare` runs once before Docker, `dstack-app` is the app's unit, and
-//! `dstack-status` tells the host how far the boot has come.
+//! Four programs share this library. `dstack-prepare` runs once before Docker, `dstack-app` is the app's unit,
+//! `dstack-status` tells the host how far the boot has come, and `dstack-network` keeps the tunnels to the ingress up.
 //!
 //! - [`layout`]: the files they hand to each other
 //! - [`inputs`]: what the host gave, checked; pure
@@ -18,6 +18,7 @@
 //! - [`dotenv`]: values for compose files, without loss; pure
 //! - [`command`]: programs with a clean environment
 //! - [`timing`]: how long each step took
+//! - [`network`]: tunnels to the ingress
 //! - [`status`], [`follow`]: the boot's status lines, written and streamed
 
 pub mod app;
@@ -32,6 +33,7 @@ pub mod keys;
 pub mod kms;
 pub mod layout;
 pub mod measure;
+pub mod network;
 pub mod outputs;
 pub mod prepare;
 #[cfg(test)]

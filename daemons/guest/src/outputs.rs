@@ -6,6 +6,7 @@ use crate::env::Opened;
 use crate::inputs::{Env, Inputs};
 use crate::keys::BootKeys;
 use crate::layout::Layout;
+use crate::network::handover;
 use dstack_core::compose::{AppCompose, Runner};
 use dstack_keys::KeyError;
 use rustix::fs::{Mode, OFlags};
@@ -61,7 +62,8 @@ pub fn render(layout: &Layout, inputs: &Inputs, facts: &Facts<'_>) -> Result<Vec
     let private = |path: PathBuf, bytes: Zeroizing<Vec<u8>>| Output { path, mode: 0o600, bytes };
     let compose_file = inputs.compose.docker_compose_file.clone().unwrap_or_default();
     let env = &facts.env.env;
-    Ok(vec![
+    let network = handover::render(inputs, &facts.keys.app.gateway_app_id, facts.platform);
+    let mut outputs = vec![
         public("docker-compose.yaml", compose_file.into_bytes()),
         public("docker-daemon.json", docker_daemon(&inputs.compose)),
         public("user-config", inputs.user_config.clone()),
@@ -70,7 +72,9 @@ pub fn render(layout: &Layout, inputs: &Inputs, facts: &Facts<'_>) -> Result<Vec
         private(layout.app_keys(), facts.keys.app.to_json()?),
         public("instance.json", instance(inputs, facts)),
         public("app-compose.json", inputs.compose_bytes.clone()),
-    ])
+    ];
+    outputs.extend(network.map(|bytes| public("network.json", bytes)));
+    Ok(outputs)
 }
 
 /// The values for the compose file.
@@ -158,7 +162,10 @@ fn directory(path: &Path, mode: u32) -> io::Result<()> {
 
 /// A nameless file gets its mode and bytes before it gets a name, so no reader sees half of it or a wider mode (P03,
 /// P04). What is below `/run` needs no fsync.
-fn write(output: &Output) -> io::Result<()> {
+///
+/// # Errors
+/// Of the file; the old one is there still.
+pub fn write(output: &Output) -> io::Result<()> {
     let parent = output.path.parent().unwrap_or(Path::new("/"));
     let name = output.path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = parent.join(format!(".{name}.{}", std::process::id()));
