@@ -4,7 +4,7 @@
 use crate::quantity::parse_duration;
 use crate::trust::parse_fingerprint;
 use clap::{Args, Subcommand, ValueHint};
-use dstack_core::ids::{AppId, ComposeHash};
+use dstack_core::ids::{AppId, ComposeHash, InstanceId};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -29,6 +29,8 @@ pub enum KmsCommand {
     SubmitUpgrade(Submit),
     /// Show every release and denial of an app's keys
     ReleaseLog(ReleaseLog),
+    /// Let any data disk of an instance pass once, after a backup was put back
+    ForgetDisk(Disk),
     /// Show which instances will be refused their keys, and when
     Forecast,
     /// Let another key service fetch the root keys, once
@@ -86,6 +88,15 @@ pub struct Upgrade {
     /// Hash of its app-compose.json: 64 hex digits, or the first 40
     #[arg(value_parser = parse_hash)]
     pub hash: String,
+}
+
+/// `kms forget-disk`.
+#[derive(Debug, Args)]
+pub struct Disk {
+    /// App id
+    pub app: AppId,
+    /// Instance id
+    pub instance: InstanceId,
 }
 
 /// `kms submit-upgrade`.

@@ -45,6 +45,11 @@ pub async fn run(command: &KmsCommand, global: &Global, ui: &Ui) -> Result<(), F
         KmsCommand::Upgrades(args) => upgrades(&client, &args.app.to_string(), ui).await,
         KmsCommand::SubmitUpgrade(args) => submit(Some(&client), args, ui).await,
         KmsCommand::ReleaseLog(args) => release_log(&client, args, ui).await,
+        KmsCommand::ForgetDisk(args) => {
+            let () =
+                client.change_kms("ForgetDisk", &(args.app.to_string(), args.instance.to_string())).await?;
+            done(ui, "forgotten", &json!({"app_id": args.app, "instance_id": args.instance}))
+        }
         KmsCommand::Forecast => forecast(&client, ui).await,
         KmsCommand::AllowPeer(args) => allow_peer(&client, args, ui).await,
         KmsCommand::Onboard(args) => {
@@ -291,7 +296,11 @@ fn show_log(rows: &[Value], ui: &Ui) -> Result<(), Failure> {
         let number = |key: &str| row.get(key).and_then(Value::as_i64).unwrap_or_default();
         let time = time_of(number("time"));
         let kind = text("kind");
-        let tone = if kind == "denied" { Tone::Bad } else { Tone::Plain };
+        let tone = match kind.as_str() {
+            "denied" => Tone::Bad,
+            "disk-older" | "disk-forgotten" => Tone::Warning,
+            _ => Tone::Plain,
+        };
         let hash = ui.id(&text("compose_hash"));
         vec![
             number("seq").to_string().into(),

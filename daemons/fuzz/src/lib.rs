@@ -11,8 +11,8 @@ pub mod measure;
 pub mod wireguard;
 
 use dstack_core::{
-    boot, ccel, client_hello, compose, config_disk, csr, env, env_signature, event_log, ext4, home, ids,
-    image, kms_address, luks, quote_sim_wire, sni, spec, upgrade,
+    boot, ccel, client_hello, compose, config_disk, csr, env, env_signature, epoch, event_log, ext4, home,
+    ids, image, kms_address, luks, quote_sim_wire, sni, spec, upgrade,
 };
 
 /// A fuzz target: its name, the function, and well-formed samples to mutate.
@@ -50,6 +50,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "ids", run: ids, samples: id_samples },
     Target { name: "luks", run: luks, samples: luks_samples },
     Target { name: "ext4", run: ext4, samples: ext4_samples },
+    Target { name: "epoch", run: epoch, samples: epoch_samples },
     Target { name: "kms_address", run: kms_address, samples: kms_address_samples },
     Target { name: "tdvf", run: measure::tdvf, samples: measure::tdvf_samples },
     Target { name: "uki", run: measure::uki, samples: measure::uki_samples },
@@ -111,6 +112,21 @@ fn ext4_samples() -> Vec<Vec<u8>> {
     let mut bytes = vec![0; ext4::SIZE];
     bytes.iter_mut().skip(0x38).zip([0x53, 0xef]).for_each(|(to, from)| *to = from);
     vec![bytes]
+}
+
+/// Whatever parses as the epoch of a disk is exactly what the writer makes of it.
+pub fn epoch(bytes: &[u8]) {
+    match epoch::Epoch::parse(bytes) {
+        Ok(Some(epoch)) => assert_eq!(epoch.to_sector().as_slice(), bytes, "one form only"),
+        Ok(None) => assert_eq!(bytes, [0; epoch::SIZE], "only zeros are none"),
+        Err(_) => {}
+    }
+}
+
+fn epoch_samples() -> Vec<Vec<u8>> {
+    let epochs = [1, u64::MAX].map(|number| epoch::Epoch::new(number, &[7; 16]).ok());
+    let sectors = epochs.into_iter().flatten().map(|epoch| epoch.to_sector().to_vec());
+    sectors.chain([vec![0; epoch::SIZE]]).collect()
 }
 
 /// Whatever passes names the accepted cipher twice, and no other.

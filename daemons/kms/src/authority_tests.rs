@@ -14,6 +14,7 @@ fn record() -> Record {
         realm: Label::Test("0011223344556677".into()),
         custody: Custody::Host,
         created_at: 1_700_000_000,
+        onboarded: false,
         roots: Roots { ca: Secret::from([0x11; 32]), k256: Secret::from([0x22; 32]) },
     }
 }

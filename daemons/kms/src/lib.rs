@@ -4,15 +4,17 @@
 //! - [`bus`], [`rpc`]: thin adapters; arguments in, permission, engine call, error out
 //! - [`engine`]: async, owns the state, works through traits ([`vault::Vault`], [`webhook::Authorize`],
 //!   [`onboard::Attest`])
-//! - [`decide`], [`forecast`], [`record`], [`settings`], [`policy`]: pure
+//! - [`decide`], [`epoch`], [`forecast`], [`record`], [`settings`], [`policy`]: pure
 //! - [`authority`]: certificates, composed from verdicts
-//! - [`registry`], [`release_log`], [`instances`]: files
+//! - [`registry`], [`epoch_files`], [`release_log`], [`instances`]: files
 
 pub mod authority;
 pub mod bus;
 pub mod daemon;
 pub mod decide;
 pub mod engine;
+pub mod epoch;
+pub mod epoch_files;
 pub mod forecast;
 pub mod instances;
 pub mod onboard;

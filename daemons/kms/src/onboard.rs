@@ -116,7 +116,14 @@ fn record(mut reply: GetKmsKeyResponse, request: &Request<'_>, now: u64) -> Resu
     check_custody(custody, request.custody)?;
     // Keys that were on a host once stay marked so, wherever they go.
     let domain = reply.domain.parse().map_err(|_| out_of_form())?;
-    Ok(Record { domain, realm, custody: custody.min(request.custody), created_at: now, roots })
+    Ok(Record {
+        domain,
+        realm,
+        custody: custody.min(request.custody),
+        created_at: now,
+        onboarded: true,
+        roots,
+    })
 }
 
 /// Whether keys of `from` may be kept where `to` is.

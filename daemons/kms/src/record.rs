@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 use zeroize::{Zeroize, Zeroizing};
 
-/// Format of the record.
-const VERSION: u32 = 1;
+/// Newest format of the record. Format 1 has no `onboarded`; it is still what is written where that is false, so that an
+/// older package can be installed again.
+const VERSION: u32 = 2;
 /// Largest record, bytes.
 pub const RECORD_MAX: usize = 4096;
 /// Longest domain, bytes.
@@ -60,6 +61,8 @@ pub struct Record {
     pub custody: Custody,
     /// When the keys were made, Unix seconds.
     pub created_at: u64,
+    /// Whether they came from another key service, which remembers the apps' disks then (trust rule T13).
+    pub onboarded: bool,
     /// The keys.
     pub roots: Roots,
 }
@@ -91,6 +94,8 @@ struct Text {
     realm: String,
     custody: String,
     created_at: u64,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    onboarded: bool,
     ca_key: String,
     k256_key: String,
 }
@@ -107,11 +112,12 @@ impl Record {
     #[must_use]
     pub fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
         let text = Text {
-            version: VERSION,
+            version: if self.onboarded { VERSION } else { 1 },
             domain: self.domain.as_str().to_owned(),
             realm: self.realm.to_string(),
             custody: self.custody.text().to_owned(),
             created_at: self.created_at,
+            onboarded: self.onboarded,
             ca_key: self.roots.ca.expose_hex().to_string(),
             k256_key: self.roots.k256.expose_hex().to_string(),
         };
@@ -134,14 +140,18 @@ impl Record {
         // The parser's own words could quote a key.
         let text: Text =
             serde_json::from_slice(bytes).map_err(|_| RecordError::Damaged("not the JSON it should be"))?;
-        if text.version != VERSION {
+        if !(1..=VERSION).contains(&text.version) {
             return Err(RecordError::Newer(text.version));
+        }
+        if text.onboarded != (text.version == VERSION) {
+            return Err(RecordError::Damaged("its version"));
         }
         Ok(Self {
             domain: text.domain.parse()?,
             realm: text.realm.parse().map_err(|_| RecordError::Damaged("its realm"))?,
             custody: Custody::from_text(&text.custody).ok_or(RecordError::Damaged("its custody"))?,
             created_at: text.created_at,
+            onboarded: text.onboarded,
             roots: Roots { ca: scalar(&text.ca_key)?, k256: scalar(&text.k256_key)? },
         })
     }
@@ -164,6 +174,7 @@ mod tests {
             realm: Label::Test("0011223344556677".into()),
             custody: Custody::Host,
             created_at: 1_700_000_000,
+            onboarded: false,
             roots: Roots { ca: Secret::from([0x11; 32]), k256: Secret::from([0x22; 32]) },
         }
     }
@@ -171,6 +182,20 @@ mod tests {
     #[test]
     fn what_is_sealed_is_read() {
         assert_eq!(Record::parse(&record().to_bytes()), Ok(record()));
+        let onboarded = Record { onboarded: true, ..record() };
+        assert_eq!(Record::parse(&onboarded.to_bytes()), Ok(onboarded));
+    }
+
+    #[test]
+    fn an_older_package_reads_what_was_made_here() {
+        let text = String::from_utf8(record().to_bytes().to_vec()).unwrap();
+        assert!(text.contains("\"version\":1") && !text.contains("onboarded"));
+        for (from, to) in
+            [("\"version\":1", "\"version\":2"), ("\"version\":1", "\"version\":1,\"onboarded\":true")]
+        {
+            let mixed = Record::parse(text.replacen(from, to, 1).as_bytes());
+            assert_eq!(mixed, Err(RecordError::Damaged("its version")), "{to}");
+        }
     }
 
     #[test]
@@ -185,8 +210,8 @@ mod tests {
         {
             assert!(Record::parse(text.replacen(from, to, 1).as_bytes()).is_err(), "{to}");
         }
-        let newer = text.replacen("\"version\":1", "\"version\":2", 1);
-        assert_eq!(Record::parse(newer.as_bytes()), Err(RecordError::Newer(2)));
+        let newer = text.replacen("\"version\":1", "\"version\":3", 1);
+        assert_eq!(Record::parse(newer.as_bytes()), Err(RecordError::Newer(3)));
         assert_eq!(Record::parse(&[b' '; RECORD_MAX + 1]), Err(RecordError::TooLarge));
     }
 

@@ -40,6 +40,12 @@ pub enum Kind {
     Signed,
     /// The root keys went to another key service.
     Onboarded,
+    /// A boot goes on with its data disk; `reason` names its epoch (trust rule T13).
+    DiskEpoch,
+    /// It goes on with an older one, as its app allows.
+    DiskOlder,
+    /// The operator lets an instance's next boot have any data disk.
+    DiskForgotten,
     /// The end of an unfinished line was set aside; `reason` is its SHA-256.
     Repaired,
 }
@@ -53,6 +59,9 @@ impl Kind {
             Self::Denied => "denied",
             Self::Signed => "signed",
             Self::Onboarded => "onboarded",
+            Self::DiskEpoch => "disk-epoch",
+            Self::DiskOlder => "disk-older",
+            Self::DiskForgotten => "disk-forgotten",
             Self::Repaired => "repaired",
         }
     }

@@ -9,6 +9,7 @@ use dstack_core::ids::AppId;
 use dstack_ra_rpc::peer::Rules;
 use dstack_ra_rpc::tls::{Identity, Renewable, renewable_server_config};
 use dstack_ra_rpc::{Refusals, Server, Session};
+use dstack_rpc::disk::DiskEpochRequest;
 use dstack_rpc::kms::{
     AppId as AppIdRequest, GetAppKeyRequest, GetKmsKeyRequest, GetReleaseLogRequest, SignCertRequest,
     SubmitUpgradeRequest,
@@ -20,8 +21,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 /// Methods, for the log.
-pub const METHODS: [&str; 7] = [
+pub const METHODS: [&str; 8] = [
     "GetAppKey",
+    "DiskEpoch",
     "GetAppEnvEncryptPubKey",
     "GetMeta",
     "SignCert",
@@ -47,6 +49,10 @@ impl Service for Kms {
             "GetAppKey" => {
                 let request: GetAppKeyRequest = call.args()?;
                 call.reply(&engine.get_app_key(self.session.peer()?, &request).await?)
+            }
+            "DiskEpoch" => {
+                let request: DiskEpochRequest = call.args()?;
+                call.reply(&engine.disk_epoch(self.session.peer()?, &request).await?)
             }
             "SignCert" => {
                 let request: SignCertRequest = call.args()?;

@@ -145,6 +145,7 @@ mod tests {
             realm: Label::Intel,
             custody: Custody::Host,
             created_at: 1,
+            onboarded: false,
             roots: Roots { ca: Secret::from([1; 32]), k256: Secret::from([2; 32]) },
         }
         .to_bytes()

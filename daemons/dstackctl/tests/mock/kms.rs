@@ -231,6 +231,10 @@ impl Manager {
         Err(Error::NoSuchUpgrade(format!("compose hash {hash} is not allowed for app {app}")))
     }
 
+    fn forget_disk(&self, app: String, instance: String) {
+        self.0.saw(format!("ForgetDisk {app} {instance}"));
+    }
+
     fn list_upgrades(&self, _app: String) -> Vec<UpgradeRow> {
         self.0.state.lock().unwrap().upgrades.clone()
     }

@@ -132,6 +132,18 @@ impl Manager {
         self.engine.releases(&app, after, limit)?.into_iter().map(|(entry, hash)| row(entry, hash)).collect()
     }
 
+    /// Lets the next boot of an instance have any data disk, once: for a backup that was put back on purpose, where the
+    /// app asks for rollback protection.
+    async fn forget_disk(
+        &self,
+        app: String,
+        instance: String,
+        #[zbus(header)] call: Header<'_>,
+    ) -> Result<(), Error> {
+        self.allow(&call, actions::FORGET_DISK, &app).await?;
+        self.engine.forget_disk(&app, &instance).await
+    }
+
     /// Instances that got keys in the last 90 days and will be refused, the soonest first, by the policy and collateral of
     /// now; at most a minute old. Each has when t (Unix seconds; in the past: it is refused already), app s, instance s,
     /// compose_hash s, seen t (when it got keys last), cause s (refused, grace-ends, collateral-ends, no-collateral,

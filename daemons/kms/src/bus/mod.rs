@@ -12,10 +12,12 @@ pub mod actions {
     pub const BOOTSTRAP: &str = "org.dstack.kms1.bootstrap";
     /// Allowing and revoking compose files.
     pub const MANAGE_UPGRADES: &str = "org.dstack.kms1.manage-upgrades";
+    /// Letting any data disk of an instance pass once.
+    pub const FORGET_DISK: &str = "org.dstack.kms1.forget-disk";
     /// Moving the root keys to or from another key service.
     pub const ONBOARD: &str = "org.dstack.kms1.onboard";
     /// Reading policy and trust roots again.
     pub const RELOAD: &str = "org.dstack.kms1.reload";
     /// All of them.
-    pub const ALL: [&str; 5] = [INSPECT, BOOTSTRAP, MANAGE_UPGRADES, ONBOARD, RELOAD];
+    pub const ALL: [&str; 6] = [INSPECT, BOOTSTRAP, MANAGE_UPGRADES, FORGET_DISK, ONBOARD, RELOAD];
 }

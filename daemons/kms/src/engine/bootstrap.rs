@@ -25,6 +25,7 @@ impl Engine {
             realm: self.realm().clone(),
             custody: self.0.parts.vault.custody(),
             created_at: self.now(),
+            onboarded: false,
             roots,
         };
         self.establish(record).await

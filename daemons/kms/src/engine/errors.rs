@@ -2,6 +2,7 @@
 //! From what failed to what the caller is told: an error name, and a sentence with a remedy.
 
 use crate::authority::AuthorityError;
+use crate::epoch_files::FilesError;
 use crate::registry::RegistryError;
 use crate::release_log::LogError;
 use dstack_core::ids::AppId;
@@ -27,6 +28,16 @@ impl From<RegistryError> for Error {
             RegistryError::Compose(_) => Self::InvalidArgument(error.to_string()),
             RegistryError::Statement(_) => Self::StatementRefused(error.to_string()),
             error => Self::StateUnreadable(error.to_string()),
+        }
+    }
+}
+
+impl From<FilesError> for Error {
+    fn from(error: FilesError) -> Self {
+        if error.is_no_space() {
+            Self::NoSpace(error.to_string())
+        } else {
+            Self::StateUnreadable(error.to_string())
         }
     }
 }

@@ -146,7 +146,8 @@ pub fn refused(error: Error) -> RpcError {
     RpcError::failed(error.to_string())
 }
 
-fn no_evidence() -> RpcError {
+/// Told to a caller that shows none.
+pub fn no_evidence() -> RpcError {
     RpcError::forbidden("this needs evidence: a certificate with a quote and an event log")
 }
 

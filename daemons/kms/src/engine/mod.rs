@@ -3,6 +3,7 @@
 
 pub mod bootstrap;
 pub mod certificates;
+pub mod disks;
 pub mod errors;
 pub mod forecast;
 pub mod keys;
@@ -13,6 +14,7 @@ pub use errors::{app_id, internal, invalid};
 
 use crate::authority::Authority;
 use crate::decide::{self, Basis};
+use crate::epoch_files::{EpochFiles, FilesError};
 use crate::forecast::Outlook;
 use crate::instances::Instances;
 use crate::onboard::Attest;
@@ -29,6 +31,7 @@ use dstack_ra_tls::certificate::Custody;
 use dstack_ra_tls::{Label, Roots, Verdict};
 use dstack_service::api::kms1::Error;
 use dstack_service::config::Directories;
+use dstack_service::logging::message_id;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -93,6 +96,7 @@ type Holder = (AppId, Option<InstanceId>);
 struct Inner {
     parts: Parts,
     registry: Registry,
+    epochs: EpochFiles,
     log: ReleaseLog,
     /// What got keys lately.
     instances: Instances,
@@ -119,6 +123,9 @@ pub enum StartError {
     /// The registry.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// The epochs of data disks.
+    #[error(transparent)]
+    Epochs(#[from] FilesError),
     /// The release log.
     #[error(transparent)]
     Log(#[from] LogError),
@@ -134,6 +141,7 @@ impl Engine {
     /// When the state cannot be used. Keys that cannot be used are no error: [`Phase::Refused`] says why.
     pub fn open(parts: Parts) -> Result<(Self, mpsc::UnboundedReceiver<Told>), StartError> {
         let registry = Registry::open(&parts.state)?;
+        let epochs = EpochFiles::open(&parts.state)?;
         let log = ReleaseLog::open(&parts.state, parts.verifier.now())?;
         let instances = Instances::open(&parts.state).map_err(StartError::Instances)?;
         let phase = load(&parts);
@@ -141,6 +149,7 @@ impl Engine {
         let inner = Inner {
             parts,
             registry,
+            epochs,
             log,
             instances,
             forecast: tokio::sync::Mutex::default(),
@@ -282,6 +291,12 @@ impl Engine {
 
     /// Records a denial, unless the same was recorded lately, and tells it.
     async fn deny(&self, boot: &Trusted, verdict: &Verdict, reason: &str) {
+        let said = format!("keys of app {} were refused", boot.app_id);
+        self.deny_as(message_id::KEYS_DENIED, &said, boot, verdict, reason).await;
+    }
+
+    /// The same under another message id, and said in other words.
+    async fn deny_as(&self, id: &str, said: &str, boot: &Trusted, verdict: &Verdict, reason: &str) {
         let (app, hash) = (boot.app_id.to_string(), boot.compose_hash.to_string());
         let instance = boot.instance_id.map(|i| i.to_string()).unwrap_or_default();
         if self.is_news(format!("{app} {instance} {hash} {reason}"), true) {
@@ -291,11 +306,11 @@ impl Engine {
             }
         }
         tracing::warn!(
-            MESSAGE_ID = dstack_service::logging::message_id::KEYS_DENIED,
+            MESSAGE_ID = id,
             DSTACK_APP = app,
             DSTACK_INSTANCE = instance,
             DSTACK_COMPOSE_HASH = hash,
-            "keys of app {app} were refused: {reason}"
+            "{said}: {reason}"
         );
         self.tell(Told::Denied(app, hash, reason.to_owned()));
     }

@@ -28,10 +28,11 @@ async fn t04_each_verb_has_its_action() {
     }
     let world = World::new().await;
     let app = "0".repeat(40);
-    let cases: [(&str, Vec<&str>, &str); 6] = [
+    let cases: [(&str, Vec<&str>, &str); 7] = [
         ("Bootstrap", vec!["sa{sv}", "a.b", "0"], "org.dstack.kms1.bootstrap"),
         ("AllowUpgrade", vec!["ss", &app, &app], "org.dstack.kms1.manage-upgrades"),
         ("RevokeUpgrade", vec!["ss", &app, &app], "org.dstack.kms1.manage-upgrades"),
+        ("ForgetDisk", vec!["ss", &app, &app], "org.dstack.kms1.forget-disk"),
         ("AllowPeer", vec!["st", &app, "1"], "org.dstack.kms1.onboard"),
         ("Onboard", vec!["sa{sv}", "https://a", "0"], "org.dstack.kms1.onboard"),
         ("Reload", vec![], "org.dstack.kms1.reload"),

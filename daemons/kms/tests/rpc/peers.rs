@@ -42,6 +42,10 @@ async fn t11_a_peer_gets_the_keys_only_when_it_is_announced() {
     peer.engine.onboard(&source.url, key.clone()).await.unwrap();
     assert_eq!(peer.engine.authority().unwrap().public_key(), key);
     assert_eq!(peer.engine.authority().unwrap().record().custody, Custody::Host);
+    assert!(
+        peer.engine.authority().unwrap().record().onboarded
+            && !source.engine.authority().unwrap().record().onboarded
+    );
     let again = peer.engine.onboard(&source.url, key).await;
     assert!(matches!(again, Err(Error::AlreadyBootstrapped(_))), "{again:?}");
     assert_eq!(source.engine.log().head().seq, 1, "it is in the release log");

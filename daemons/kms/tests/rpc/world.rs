@@ -213,6 +213,7 @@ pub fn record() -> Record {
         realm: Roots::test(ROOT.certificate().to_vec()).realm().clone(),
         custody: Custody::Host,
         created_at: 1_700_000_000,
+        onboarded: false,
         roots: RootKeys { ca: Secret::from([0x11; 32]), k256: Secret::from([0x22; 32]) },
     }
 }
@@ -259,7 +260,16 @@ impl World {
 
     /// Whatever the safe holds.
     pub async fn empty(setup: Setup) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::over(setup, tempfile::tempdir().unwrap()).await
+    }
+
+    /// Another start of the service with the same state, after a kill.
+    pub async fn restarted(self) -> Self {
+        let Self { safe, dir, .. } = self;
+        Self::over(Setup { safe, ..Setup::default() }, dir).await
+    }
+
+    async fn over(setup: Setup, dir: tempfile::TempDir) -> Self {
         let (engine, told) = open(&setup, dir.path());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
@@ -267,6 +277,11 @@ impl World {
         let served = rpc::listen(&engine, vec![Listener::Tcp(listener)], &stopped).unwrap();
         let judge = verifier(Roots::test(ROOT.certificate().to_vec()));
         Self { engine, told, safe: setup.safe, served, url, judge, _stop: stop, dir }
+    }
+
+    /// The service's state directory.
+    pub fn state(&self) -> &Path {
+        self.dir.path()
     }
 
     pub fn anchor(&self) -> Anchor {

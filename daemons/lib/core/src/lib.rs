@@ -9,7 +9,7 @@
 //! - [`image`]: `metadata.json` and `sha256sum.txt` of a guest image
 //! - [`event_log`]: the events behind RTMR3
 //! - [`ccel`]: the firmware's event log
-//! - [`luks`], [`ext4`]: the LUKS2 header of a data disk, and the file system in it
+//! - [`luks`], [`ext4`], [`epoch`]: the LUKS2 header of a data disk, the file system in it, and which boot wrote it last
 //! - [`config_disk`]: the tar that carries the host's inputs into the guest
 //! - [`kms_address`]: where a key service may be
 //! - [`boot`]: the lines a guest sends about its boot
@@ -31,6 +31,7 @@ pub mod config_disk;
 pub mod csr;
 pub mod env;
 pub mod env_signature;
+pub mod epoch;
 pub mod event_log;
 pub mod ext4;
 pub mod home;

@@ -3,7 +3,7 @@
 //!
 //! | method | who may call |
 //! |---|---|
-//! | GetAppKey | a boot whose log ends at `host-inputs` |
+//! | GetAppKey, DiskEpoch ([`crate::disk`]) | a boot whose log ends at `host-inputs` |
 //! | SignCert | a boot that is ready |
 //! | GetAppEnvEncryptPubKey, GetMeta, SubmitUpgrade, GetReleaseLog | anybody |
 //! | GetKmsKey | another key service that the operator announced |

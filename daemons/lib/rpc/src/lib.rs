@@ -6,12 +6,14 @@
 //! - [`listener`]: listeners and streams from descriptors that systemd or a peer passed
 //! - [`server`]: the bounded accept loop
 //! - [`client`]: one call over one stream
-//! - [`teepod`], [`guest`], [`worker`], [`tappd`], [`dstack`], [`kms`], [`tproxy`]: the messages, with their protobuf numbers
+//! - [`teepod`], [`guest`], [`worker`], [`tappd`], [`dstack`], [`kms`], [`disk`], [`tproxy`]: the messages, with their
+//!   protobuf numbers
 //!
 //! A call is `POST <base>/<Service>.<Method>` or `<base>/<Method>`. The body is JSON when the query has `json`, the
 //! content type is `application/json`, or the request is a GET (whose arguments are its query); protobuf otherwise.
 
 pub mod client;
+pub mod disk;
 pub mod dstack;
 pub mod guest;
 pub mod hexbytes;

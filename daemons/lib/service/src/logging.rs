@@ -40,6 +40,12 @@ pub mod message_id {
     pub const KMS_REFUSED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e24";
     /// A compose file was allowed or revoked.
     pub const UPGRADE_ALLOWED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e25";
+    /// A data disk is older than the key service knows, and its boot was ended.
+    pub const DISK_REFUSED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e2a";
+    /// A data disk is older than the key service knows, and its boot goes on.
+    pub const DISK_OLDER: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e2b";
+    /// The next boot of an instance may have any data disk.
+    pub const DISK_FORGOTTEN: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e2c";
     /// The release log ended in an unfinished line.
     pub const RELEASE_LOG_REPAIRED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e26";
     /// An instance will be refused its keys.

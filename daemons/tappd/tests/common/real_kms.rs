@@ -56,6 +56,7 @@ fn engine(world: &World, realm: Label) -> Engine {
         realm,
         custody: Custody::Host,
         created_at: 1_700_000_000,
+        onboarded: false,
         roots: RootKeys { ca: Secret::from([0x11; 32]), k256: Secret::from([0x22; 32]) },
     };
     let directories = |state: &Path| Directories { vendor: state.join("lib"), operator: state.join("etc") };

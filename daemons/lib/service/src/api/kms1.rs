@@ -20,7 +20,8 @@ pub type OwnedOptions = HashMap<String, OwnedVariant>;
 /// revoked`), number of the owner's statement or 0.
 pub type UpgradeRow = (String, String, u64);
 
-/// A row of `GetReleaseLog`: `seq t`, `time t` (Unix seconds), `kind s` (`released denied signed onboarded`), `instance s`,
+/// A row of `GetReleaseLog`: `seq t`, `time t` (Unix seconds), `kind s` (`released denied signed onboarded
+/// disk-epoch disk-older disk-forgotten repaired`), `instance s`,
 /// `compose_hash s`, `verdict s`, `reason s`, `prev s` and `hash s` (of the line before and of this one, hex).
 pub type ReleaseRow = HashMap<String, OwnedVariant>;
 
@@ -77,6 +78,8 @@ pub trait Manager {
     fn get_app_env_key(&self, app: &str) -> Result<(Vec<u8>, Vec<u8>), Error>;
     /// Releases and denials of an app's keys with a number above `after`, at most `limit` (0: as many as fit).
     fn get_release_log(&self, app: &str, after: u64, limit: u32) -> Result<Vec<ReleaseRow>, Error>;
+    /// Lets the next boot of an instance have any data disk, once.
+    fn forget_disk(&self, app: &str, instance: &str) -> Result<(), Error>;
     /// Instances that got keys lately and will be refused, the soonest first (trust rule T22).
     fn forecast(&self) -> Result<Vec<ForecastRow>, Error>;
     /// Lets another key service of this measurement fetch the root keys once, within `ttl` seconds.
