@@ -81,9 +81,9 @@ HOST_TIMEOUT=400 refused "t01 an app of another text with the victim's id gets n
     in_host_sh 'sed "s/EXTRA:-unset/EXTRA:-evil/" "$1" >/root/evil.yaml
         dstackctl deploy /root/evil.yaml --name evil --app-id "$2" --key-provider kms --registry-insecure "$3"' "$KEYS_APP" "$APP" "$REGISTRY"
 check "remove it" vm_remove evil
-refused "t13 an app that wants rollback protection is refused in words" 'rollback protection' in_host_sh \
-    'dstackctl --json deploy "$1" --name roll --key-provider kms --registry-insecure "$2" --dry-run | jq -r .app_compose |
-     jq -c ".rollback = \"refuse\"" >/root/roll.json; dstackctl deploy /root/roll.json --name roll --no-start' "$KEYS_APP" "$REGISTRY"
+refused "t12 an app that wants authenticated time is refused in words" 'authenticated time' in_host_sh \
+    'dstackctl --json deploy "$1" --name time --key-provider kms --registry-insecure "$2" --dry-run | jq -r .app_compose |
+     jq -c ".secure_time = true" >/root/time.json; dstackctl deploy /root/time.json --name time --no-start' "$KEYS_APP" "$REGISTRY"
 
 # --- the image ------------------------------------------------------------------------------------
 IMAGE=$(in_host_sh 'basename "$(ls -d /var/lib/dstack/images/dstack-[0-9]* | head -n 1)"')

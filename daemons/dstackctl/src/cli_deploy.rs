@@ -3,6 +3,7 @@
 
 use crate::cli::Shape;
 use clap::{ArgGroup, Args, ValueEnum, ValueHint};
+use dstack_core::compose::Rollback;
 use dstack_core::ids::{AppId, VmName};
 use std::path::PathBuf;
 
@@ -91,6 +92,32 @@ pub struct Document {
     /// Only who holds this key may allow upgrades: 64 hex digits, or a PEM file; may be repeated
     #[arg(long, value_name = "KEY", help_heading = "Keys and secrets")]
     pub upgrade_key: Vec<String>,
+    /// What the app does when the host puts back an older data disk; the key service remembers the last one
+    #[arg(long, value_enum, value_name = "MODE", help_heading = "Keys and secrets")]
+    pub rollback: Option<OlderDisk>,
+}
+
+/// What an older data disk does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OlderDisk {
+    /// The app does not start
+    Refuse,
+    /// It starts, and says so
+    Warn,
+    /// Nobody looks
+    Off,
+}
+
+impl OlderDisk {
+    /// What goes into the document.
+    #[must_use]
+    pub const fn measured(self) -> Option<Rollback> {
+        match self {
+            Self::Refuse => Some(Rollback::Refuse),
+            Self::Warn => Some(Rollback::Warn),
+            Self::Off => None,
+        }
+    }
 }
 
 /// `deploy`.
@@ -139,8 +166,8 @@ pub struct Deploy {
 /// `vm upgrade`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-App id, disk and keys stay. What the old version says of its key service, of who sends secrets and of who allows upgrades \
-is carried over unless options say otherwise; so are the secrets, on the machine that sent them. The key service must \
+App id, disk and keys stay. What the old version says of its key service, of who sends secrets, of who allows upgrades \
+and of older disks is carried over unless options say otherwise; so are the secrets, on the machine that sent them. The key service must \
 allow the new version: dstackctl kms allow-upgrade, or dstackctl app sign-upgrade by the app's owner.")]
 #[command(group = ArgGroup::new("what").required(true).multiple(true).args(["file", "script"]))]
 pub struct Upgrade {

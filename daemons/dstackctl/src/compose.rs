@@ -5,7 +5,7 @@
 use crate::cli_deploy::{Document, Runner};
 use crate::errors::Failure;
 use crate::pin;
-use dstack_core::compose::AppCompose;
+use dstack_core::compose::{AppCompose, Rollback};
 use dstack_core::ids::SignerKey;
 use dstack_core::limits::{APP_COMPOSE_MAX, VM_NAME_MAX};
 use serde::{Deserialize, Serialize};
@@ -45,6 +45,8 @@ pub struct Trust {
     pub env_signer: Option<SignerKey>,
     /// Who allows upgrades (T8).
     pub upgrade_keys: Vec<SignerKey>,
+    /// What an older data disk does (T13).
+    pub rollback: Option<Rollback>,
 }
 
 impl Trust {
@@ -57,6 +59,7 @@ impl Trust {
             allowed_envs: document.allowed_envs.clone().unwrap_or_default(),
             env_signer: document.env_signer,
             upgrade_keys: document.upgrade_keys.clone(),
+            rollback: document.rollback,
         }
     }
 }
@@ -154,6 +157,8 @@ struct Ordered<'a> {
     env_signer: Option<SignerKey>,
     #[serde(skip_serializing_if = "<[SignerKey]>::is_empty")]
     upgrade_keys: &'a [SignerKey],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rollback: Option<Rollback>,
 }
 
 /// `{}` without a login.
@@ -223,6 +228,7 @@ fn from_parts(
         key_provider_id: trust.key_provider_id.as_deref(),
         env_signer: trust.env_signer,
         upgrade_keys: &trust.upgrade_keys,
+        rollback: trust.rollback,
     };
     serde_json::to_vec(&document).map_err(|e| Failure::new(format!("cannot write app-compose.json: {e}")))
 }
@@ -272,6 +278,7 @@ fn refuse_changes(options: &Document) -> Result<(), Failure> {
         ("--kms", options.kms.is_some()),
         ("--docker-login", options.docker_login.is_some()),
         ("--upgrade-key", !options.upgrade_key.is_empty()),
+        ("--rollback", options.rollback.is_some()),
     ];
     match given.into_iter().find(|(_, set)| *set) {
         None => Ok(()),

@@ -127,6 +127,7 @@ fn t03_t08_t09_golden_bytes_with_a_key_service() {
         allowed_envs: vec!["A".into(), "TOKEN".into()],
         env_signer: Some(key("aa")),
         upgrade_keys: vec![key("bb")],
+        rollback: Some(dstack_core::compose::Rollback::Refuse),
     };
     let built = build(Some(&input(FILE)), Some("hello"), &options, &trust).unwrap();
     let golden = format!(
@@ -138,7 +139,11 @@ fn t03_t08_t09_golden_bytes_with_a_key_service() {
             r#""kms_enabled":true,"tproxy_enabled":false,"public_logs":true,"public_sysinfo":true,"#,
             r#""key_provider":"kms","allowed_envs":["A","TOKEN"],"key_provider_id":"3059","#,
         ),
-        format_args!(r#""env_signer":"{}","upgrade_keys":["{}"]"#, "aa".repeat(32), "bb".repeat(32)),
+        format_args!(
+            r#""env_signer":"{}","upgrade_keys":["{}"],"rollback":"refuse""#,
+            "aa".repeat(32),
+            "bb".repeat(32)
+        ),
         "}"
     );
     assert_eq!(String::from_utf8(built.bytes).unwrap(), golden);
@@ -150,14 +155,20 @@ fn t03_t08_t09_golden_bytes_with_a_key_service() {
 
 #[test]
 fn t12_t13_promises_that_no_guest_keeps_are_refused_before_a_boot() {
-    for (key, words) in
-        [(r#""rollback":"warn""#, "rollback protection"), (r#""secure_time":true"#, "authenticated time")]
-    {
-        let document = FILE_DOCUMENT.replacen('{', &format!("{{{key},"), 1);
-        let failure =
-            build(Some(&input(&document)), None, &Document::default(), &Trust::default()).unwrap_err();
+    let kms = r#""key_provider":"kms","key_provider_id":"3059""#;
+    let built = |keys: &str| {
+        let document = FILE_DOCUMENT.replacen('{', &format!("{{{keys},"), 1);
+        build(Some(&input(&document)), None, &Document::default(), &Trust::default())
+    };
+    for (keys, words) in [
+        (r#""secure_time":true"#.to_owned(), "authenticated time"),
+        (r#""rollback":"warn""#.to_owned(), "needs key_provider kms"),
+        (format!(r#""rollback":"refuse","no_instance_id":true,{kms}"#), "needs instance ids"),
+    ] {
+        let failure = built(&keys).unwrap_err();
         assert!(failure.message.contains(words), "{failure}");
     }
+    assert!(built(&format!(r#""rollback":"refuse",{kms}"#)).is_ok());
 }
 
 const FILE_DOCUMENT: &str =

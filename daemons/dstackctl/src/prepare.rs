@@ -5,7 +5,7 @@ mod upgrade;
 
 pub use upgrade::upgrade;
 
-use crate::cli_deploy::{Document, KeyProvider};
+use crate::cli_deploy::{Document, KeyProvider, OlderDisk};
 use crate::client::Client;
 use crate::compose::{self, Built, Input, Trust};
 use crate::errors::Failure;
@@ -62,6 +62,7 @@ pub async fn deploy(
         allowed_envs: variables.keys().cloned().collect(),
         env_signer: signer.as_ref().map(|s| s.public),
         upgrade_keys: owner_keys(options)?,
+        rollback: options.rollback.and_then(OlderDisk::measured),
     };
     let (input, pinned) = pinned_input(input, options, provider.is_some()).await?;
     let built = compose::build(input.as_ref(), name, options, &trust)?;

@@ -7,16 +7,19 @@
 //! itself never reads a header from the host's disk.
 
 pub mod header;
+pub mod opened;
 mod tools;
 
 use crate::command::CommandError;
 use crate::layout::{DATA_DISK, Layout};
-use dstack_core::ext4::{self, Superblock};
+use crate::rollback::RollbackError;
+use dstack_core::epoch;
 use dstack_core::luks::{self, HEADER_SIZE};
 use dstack_keys::{KeyError, Secret, derive};
 use header::{Foreign, Found};
+use opened::{Mapper, Opened, Sector};
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use zeroize::Zeroizing;
@@ -65,9 +68,31 @@ pub enum DiskError {
     /// A key operation.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// The key service does not let this boot go on with it (T13).
+    #[error(transparent)]
+    Rollback(#[from] RollbackError),
     /// The opened disk holds no file system: its first boot was ended by force, or the host damaged it.
     #[error("the data disk holds no ext4 file system")]
     NoFileSystem,
+}
+
+/// Who watches over a disk that outlives the boot.
+pub trait Watch {
+    /// Learns when it was last written, seconds since 1970.
+    fn written(&mut self, time: u64);
+
+    /// Says whether the boot may have it, by the first sector of the opened disk, while nothing on
+    /// the disk was changed; `fresh`: it is empty, and would be made now. Gives the sector to write, if one is.
+    ///
+    /// # Errors
+    /// [`RollbackError`]: the disk must be left as it is.
+    fn begin(&mut self, sector: &Sector, fresh: bool) -> Result<Option<Sector>, RollbackError>;
+
+    /// Says whether the boot may go on, now that the sector is on the disk.
+    ///
+    /// # Errors
+    /// [`RollbackError`].
+    fn commit(&mut self) -> Result<(), RollbackError>;
 }
 
 /// The label of a disk: the instance's id, or the app's where all instances are one.
@@ -76,12 +101,11 @@ pub fn label(id: &[u8; 20]) -> String {
     format!("dstack-{}", hex::encode(id))
 }
 
-/// Makes the data disk ready to mount, and tells when it was last written (seconds since 1970). Run again in the same
-/// boot it does nothing.
+/// Makes the data disk ready to mount. Run again in the same boot it does nothing.
 ///
 /// # Errors
 /// [`DiskError`]; a next run starts over.
-pub fn prepare(layout: &Layout, key: &DiskKey, time: &dyn Fn(u64)) -> Result<(), DiskError> {
+pub fn prepare(layout: &Layout, key: &DiskKey, watch: &mut dyn Watch) -> Result<(), DiskError> {
     let ready = layout.private().join("data-disk.ready");
     if ready.exists() {
         return Ok(());
@@ -93,7 +117,7 @@ pub fn prepare(layout: &Layout, key: &DiskKey, time: &dyn Fn(u64)) -> Result<(),
     forget(&header)?;
     match key {
         DiskKey::Ephemeral => ephemeral(&header)?,
-        DiskKey::Persistent { key, label } => persistent(&header, key, label, time)?,
+        DiskKey::Persistent { key, label } => persistent(&header, key, label, watch)?,
     }
     forget(&header)?;
     fs::write(ready, b"").map_err(DiskError::State)
@@ -108,7 +132,7 @@ fn ephemeral(header: &Path) -> Result<(), DiskError> {
     Ok(tools::make_file_system(false).run()?)
 }
 
-fn persistent(path: &Path, key: &Secret, label: &str, time: &dyn Fn(u64)) -> Result<(), DiskError> {
+fn persistent(path: &Path, key: &Secret, label: &str, watch: &mut dyn Watch) -> Result<(), DiskError> {
     let missing = |e| DiskError::Missing(DATA_DISK, e);
     let mut disk = File::options().read(true).write(true).open(DATA_DISK).map_err(missing)?;
     let area = header::read(&disk).map_err(missing)?;
@@ -116,17 +140,19 @@ fn persistent(path: &Path, key: &Secret, label: &str, time: &dyn Fn(u64)) -> Res
     let marker = luks::marker(label, mac.expose());
     let passphrase = key.expose_hex();
     match header::judge(&area, label, &marker)? {
-        Found::Ours => reopen(path, area.get(..HEADER_SIZE).unwrap_or_default(), &passphrase, time),
+        Found::Ours => reopen(path, area.get(..HEADER_SIZE).unwrap_or_default(), &passphrase, watch)?,
         found => {
+            let epoch = watch.begin(&[0; epoch::SIZE], true)?;
             println!("making a new data disk ({found:?})");
-            let header = create(path, &passphrase, label)?;
-            header::publish(&mut disk, &header, &marker).map_err(DiskError::Io)
+            let header = create(path, &passphrase, label, epoch)?;
+            header::publish(&mut disk, &header, &marker).map_err(DiskError::Io)?;
         }
     }
+    Ok(watch.commit()?)
 }
 
 /// Opens from the judged copy, checks and grows the file system.
-fn reopen(path: &Path, header: &[u8], passphrase: &str, time: &dyn Fn(u64)) -> Result<(), DiskError> {
+fn reopen(path: &Path, header: &[u8], passphrase: &str, watch: &mut dyn Watch) -> Result<(), DiskError> {
     let file = File::options().write(true).create_new(true).mode(0o600).open(path);
     file.and_then(|f| f.write_all_at(header, 0)).map_err(DiskError::State)?;
     tools::open(path, passphrase).run().map_err(|error| match error.code() {
@@ -134,28 +160,16 @@ fn reopen(path: &Path, header: &[u8], passphrase: &str, time: &dyn Fn(u64)) -> R
         _ => error.into(),
     })?;
     forget(path)?;
-    let (superblock, size) = superblock()?;
-    // Before the check: it sets the times of a file system to the clock, be that right or wrong.
-    time(superblock.newest);
-    let grows = superblock.can_grow(size);
-    tools::check_file_system(grows).run_up_to(CORRECTED)?;
-    if grows {
-        tools::grow_file_system().run()?;
-    }
-    Ok(())
-}
-
-/// The superblock, and the size of the opened disk in bytes.
-fn superblock() -> Result<(Superblock, u64), DiskError> {
-    let mut mapper = File::open(tools::mapper()).map_err(DiskError::Io)?;
-    let mut bytes = vec![0; ext4::SIZE];
-    mapper.read_exact_at(&mut bytes, ext4::OFFSET).map_err(DiskError::Io)?;
-    let size = mapper.seek(SeekFrom::End(0)).map_err(DiskError::Io)?;
-    Superblock::parse(&bytes).map(|block| (block, size)).ok_or(DiskError::NoFileSystem)
+    opened::settle(&mut Mapper, watch)
 }
 
 /// Makes header and file system; the header is only in memory so far.
-fn create(path: &Path, passphrase: &str, label: &str) -> Result<Zeroizing<Vec<u8>>, DiskError> {
+fn create(
+    path: &Path,
+    passphrase: &str,
+    label: &str,
+    epoch: Option<Sector>,
+) -> Result<Zeroizing<Vec<u8>>, DiskError> {
     tools::format_persistent(path, passphrase, label).run()?;
     let mut header = Zeroizing::new(Vec::with_capacity(HEADER_SIZE + 1));
     let file = File::open(path).map_err(DiskError::State)?;
@@ -163,8 +177,8 @@ fn create(path: &Path, passphrase: &str, label: &str) -> Result<Zeroizing<Vec<u8
     luks::parse(&header).map_err(DiskError::Header)?;
     tools::open(path, passphrase).run()?;
     tools::make_file_system(true).run()?;
-    // What the header is about to promise must be there.
-    File::open(tools::mapper()).and_then(|mapper| mapper.sync_all()).map_err(DiskError::Io)?;
+    // What the header is about to promise must be there; zeros are no epoch.
+    Mapper.write_first_sector(&epoch.unwrap_or([0; epoch::SIZE]))?;
     Ok(header)
 }
 

@@ -106,11 +106,17 @@ fn an_instance_that_outlives_its_boot_needs_the_hosts_seed() {
 
 #[test]
 fn p07_t13_t12_what_cannot_be_kept_is_refused_and_never_passed_over() {
-    for extra in [json!({"rollback": "refuse"}), json!({"rollback": "warn"}), json!({"secure_time": true})] {
+    for (extra, words) in [
+        (json!({"secure_time": true}), "does not support yet"),
+        (json!({"rollback": "refuse"}), "needs key_provider kms"),
+        (json!({"rollback": "warn"}), "needs key_provider kms"),
+    ] {
         let error = boot([(File::AppCompose, compose(extra))].into()).unwrap_err();
         assert_eq!(error.failure(), Failure::ComposeInvalid);
-        assert!(error.to_string().contains("does not support yet"), "{error}");
+        assert!(error.to_string().contains(words), "{error}");
     }
+    let alike = boot(kms(json!({"rollback": "refuse", "no_instance_id": true}), json!({}))).unwrap_err();
+    assert!(alike.to_string().contains("needs instance ids"), "{alike}");
 }
 
 #[test]

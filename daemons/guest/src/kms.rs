@@ -16,6 +16,9 @@ use dstack_rpc::ClientError;
 use dstack_rpc::kms::{AppKeyResponse, GetAppKeyRequest};
 use dstack_tdx_attest::{Attested, LogError};
 use rustls::ClientConfig;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -31,15 +34,13 @@ const QUIET: Duration = Duration::from_secs(3);
 /// Life of the certificate that carries the evidence.
 const CERTIFICATE_LIFE: Duration = Duration::from_secs(3600);
 
-/// What is asked, and of whom.
-#[derive(Debug)]
+/// Whom to ask.
+#[derive(Debug, Clone, Copy)]
 pub struct Ask<'a> {
     /// Where it may be; hints.
     pub addresses: &'a [Address],
     /// Its public key (SPKI DER), from the measured compose file.
     pub pinned: &'a [u8],
-    /// The arguments.
-    pub request: &'a GetAppKeyRequest,
     /// Judges the server; its realm is this VM's.
     pub verifier: &'a Verifier,
     /// Dates the certificate.
@@ -74,6 +75,9 @@ pub enum KmsError {
     /// It said no.
     #[error("the key service refused: {0}")]
     Refused(String),
+    /// It says that the state of this boot is not what it knows (409).
+    #[error("the key service refused: {0}")]
+    Conflict(String),
     /// Nobody who answered is the pinned one.
     #[error("no key service with the pinned key was found; the last one: {0}")]
     Foreign(String),
@@ -102,7 +106,7 @@ impl KmsError {
     pub const fn failure(&self) -> Failure {
         match self {
             Self::NoAddress => Failure::KeysUnreachable,
-            Self::Refused(_) => Failure::KeysRefused,
+            Self::Refused(_) | Self::Conflict(_) => Failure::KeysRefused,
             Self::Foreign(_) => Failure::KeysForeign,
             Self::Realm { .. } => Failure::KeysRealm,
             Self::Evidence(_) => Failure::TeeMissing,
@@ -118,8 +122,8 @@ pub type Attest<'a> = &'a mut dyn FnMut(&[u8; 64]) -> Result<Attested, LogError>
 enum Miss {
     /// Another attempt may succeed.
     Unreachable(String),
-    /// Whoever answered is somebody else.
-    Foreign(String),
+    /// Whoever answered cannot help, and another one may.
+    Elsewhere(KmsError),
     /// The end.
     Final(KmsError),
 }
@@ -134,21 +138,51 @@ impl From<KmsError> for Miss {
 ///
 /// # Errors
 /// [`KmsError`].
-pub fn obtain(ask: &Ask<'_>, attest: Attest<'_>, waiting: &mut dyn FnMut()) -> Result<Granted, KmsError> {
+pub fn obtain(
+    ask: &Ask<'_>,
+    request: &GetAppKeyRequest,
+    attest: Attest<'_>,
+    waiting: &mut dyn FnMut(),
+) -> Result<Granted, KmsError> {
+    granted(ask, call(ask, "GetAppKey", request, attest, waiting)?)
+}
+
+/// Calls a method until there is an answer or a refusal.
+///
+/// # Errors
+/// [`KmsError`].
+pub fn call<Q: Serialize, R: DeserializeOwned>(
+    ask: &Ask<'_>,
+    method: &str,
+    request: &Q,
+    attest: Attest<'_>,
+    waiting: &mut dyn FnMut(),
+) -> Result<R, KmsError> {
     if ask.addresses.is_empty() {
         return Err(KmsError::NoAddress);
     }
+    let body = serde_json::to_value(request).map_err(|e| KmsError::Setup(e.into()))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(rounds(ask, attest, waiting))
+    runtime.block_on(rounds(ask, &Question { method, body }, attest, waiting))
 }
 
-async fn rounds(ask: &Ask<'_>, attest: Attest<'_>, waiting: &mut dyn FnMut()) -> Result<Granted, KmsError> {
+/// What is asked.
+struct Question<'a> {
+    method: &'a str,
+    body: Value,
+}
+
+async fn rounds<R: DeserializeOwned>(
+    ask: &Ask<'_>,
+    question: &Question<'_>,
+    attest: Attest<'_>,
+    waiting: &mut dyn FnMut(),
+) -> Result<R, KmsError> {
     let (begun, mut pause, mut said) = (Instant::now(), PAUSES.0, String::new());
     loop {
-        let reason = match round(ask, attest).await {
-            Ok(granted) => return Ok(granted),
-            Err(Miss::Final(error)) => return Err(error),
-            Err(Miss::Foreign(reason)) => return Err(KmsError::Foreign(reason)),
+        let reason = match round(ask, question, attest).await {
+            Ok(answer) => return Ok(answer),
+            Err(Miss::Final(error) | Miss::Elsewhere(error)) => return Err(error),
             Err(Miss::Unreachable(reason)) => reason,
         };
         if begun.elapsed() >= QUIET {
@@ -163,21 +197,24 @@ async fn rounds(ask: &Ask<'_>, attest: Attest<'_>, waiting: &mut dyn FnMut()) ->
     }
 }
 
-/// Each address once. Somebody who cannot be reached may be the right one, so he weighs more than a foreign one.
-async fn round(ask: &Ask<'_>, attest: Attest<'_>) -> Result<Granted, Miss> {
+/// Each address once. Somebody who cannot be reached may be the right one, so he weighs more than one who cannot help.
+async fn round<R: DeserializeOwned>(
+    ask: &Ask<'_>,
+    question: &Question<'_>,
+    attest: Attest<'_>,
+) -> Result<R, Miss> {
     let config = Arc::new(identity(ask, attest)?);
-    let mut last = Miss::Foreign(String::new());
+    let mut last = Miss::Elsewhere(KmsError::NoAddress);
     for address in ask.addresses {
-        let miss = match attempt(ask, &config, address).await {
-            Ok(granted) => return Ok(granted),
+        let miss = match attempt(ask, &config, address, question).await {
+            Ok(answer) => return Ok(answer),
             Err(miss) => miss,
         };
-        let at = |reason: String| format!("{address}: {reason}");
         last = match (miss, last) {
             (Miss::Final(error), _) => return Err(Miss::Final(error)),
-            (Miss::Unreachable(reason), _) => Miss::Unreachable(at(reason)),
-            (Miss::Foreign(reason), Miss::Foreign(_)) => Miss::Foreign(at(reason)),
-            (Miss::Foreign(_), unreachable) => unreachable,
+            (Miss::Unreachable(reason), _) => Miss::Unreachable(format!("{address}: {reason}")),
+            (elsewhere, Miss::Elsewhere(_)) => elsewhere,
+            (_, unreachable) => unreachable,
         };
     }
     Err(last)
@@ -193,33 +230,45 @@ fn identity(ask: &Ask<'_>, attest: Attest<'_>) -> Result<ClientConfig, KmsError>
     Ok(client_config(Some(&Identity::attested(&key, certificate))).map_err(io::Error::other)?)
 }
 
-async fn attempt(ask: &Ask<'_>, config: &Arc<ClientConfig>, address: &Address) -> Result<Granted, Miss> {
+async fn attempt<R: DeserializeOwned>(
+    ask: &Ask<'_>,
+    config: &Arc<ClientConfig>,
+    address: &Address,
+    question: &Question<'_>,
+) -> Result<R, Miss> {
     let unreachable = |reason: String| Miss::Unreachable(reason);
     let connecting = TcpStream::connect((address.host.as_str(), address.port));
     let stream = timeout(CONNECT_TIMEOUT, connecting).await;
     let stream = stream.map_err(|_| unreachable("no connection in time".to_owned()))?;
     let stream = stream.map_err(|e| unreachable(e.to_string()))?;
     let rules = Rules::issued(Anchor::pinned(ask.pinned.to_vec()), vec![Usage::KmsRpc]);
-    let connection = connect(stream, Arc::clone(config), ask.verifier, &rules).await.map_err(refused_peer)?;
-    let path = format!("{}/prpc/KMS.GetAppKey?json", address.base);
-    let response = connection.call(&path, ask.request).await.map_err(failed_call)?;
-    Ok(granted(ask, response)?)
+    let connection = connect(stream, Arc::clone(config), ask.verifier, &rules).await;
+    let connection = connection.map_err(|error| refused_peer(address, error))?;
+    let path = format!("{}/prpc/KMS.{}?json", address.base, question.method);
+    connection.call(&path, &question.body).await.map_err(failed_call)
 }
 
 /// What a server that is not who it must be means.
-fn refused_peer(error: ConnectError) -> Miss {
+fn refused_peer(address: &Address, error: ConnectError) -> Miss {
     match error {
         ConnectError::Peer(PeerError::Collateral(_) | PeerError::Cut) | ConnectError::Timeout => {
             Miss::Unreachable(error.to_string())
         }
         ConnectError::Tls(_) => Miss::Unreachable(error.to_string()),
-        ConnectError::Peer(peer) => Miss::Foreign(peer.to_string()),
+        ConnectError::Peer(peer) => Miss::Elsewhere(KmsError::Foreign(format!("{address}: {peer}"))),
     }
 }
 
 /// What a call that failed means: only the pinned key service comes this far.
 fn failed_call(error: ClientError) -> Miss {
     match error {
+        // One that keeps no epochs of disks; the one that does has the same key.
+        ClientError::Remote { status, message } if status.as_u16() == 421 => {
+            Miss::Elsewhere(KmsError::Refused(message))
+        }
+        ClientError::Remote { status, message } if status.as_u16() == 409 => {
+            KmsError::Conflict(message).into()
+        }
         ClientError::Remote { status, message } if !status.is_server_error() && status.as_u16() != 429 => {
             KmsError::Refused(message).into()
         }

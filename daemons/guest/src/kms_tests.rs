@@ -30,7 +30,6 @@ fn ask_by(
     let ask = Ask {
         addresses: &inputs.hints.kms,
         pinned: &hex::decode(pinned.pin()).unwrap(),
-        request: &request,
         verifier: &testing::verifier(clock),
         clock,
     };
@@ -39,7 +38,7 @@ fn ask_by(
         waits += 1;
         also();
     };
-    let outcome = obtain(&ask, &mut |data| measured.attest(data), &mut waiting);
+    let outcome = obtain(&ask, &request, &mut |data| measured.attest(data), &mut waiting);
     (outcome, waits)
 }
 

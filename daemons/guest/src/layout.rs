@@ -96,6 +96,12 @@ impl Layout {
         self.private().join("prepared")
     }
 
+    /// Why the data disk is not the last one; there only when the boot goes on with an older one (T13).
+    #[must_use]
+    pub fn older_disk(&self) -> PathBuf {
+        self.private().join("data-disk.older")
+    }
+
     /// The time that is known to be past, decimal seconds since 1970; there only when the clock is behind it.
     #[must_use]
     pub fn clock_floor(&self) -> PathBuf {

@@ -12,7 +12,7 @@
 //! - [`env`]: the deployer's environment, opened
 //! - [`clock`]: time with a floor
 //! - [`outputs`]: the files the rest of the guest reads; pure, then one writer
-//! - [`disk`]: the encrypted data disk
+//! - [`disk`], [`rollback`]: the encrypted data disk, and whether it is the last one
 //! - [`prepare`]: the order of all that
 //! - [`app`]: login, scripts, docker compose
 //! - [`dotenv`]: values for compose files, without loss; pure
@@ -38,6 +38,9 @@ pub mod outputs;
 pub mod prepare;
 #[cfg(test)]
 mod real_kms_tests;
+pub mod rollback;
+#[cfg(test)]
+mod rollback_tests;
 pub mod status;
 pub mod tee;
 #[cfg(test)]

@@ -47,6 +47,8 @@ pub struct Facts<'a> {
     pub keys: &'a BootKeys,
     /// The deployer's environment.
     pub env: &'a Opened,
+    /// [`crate::rollback::finding`].
+    pub rollback: &'static str,
 }
 
 /// All files of one boot, in the order in which they are written.
@@ -124,6 +126,7 @@ fn instance(inputs: &Inputs, facts: &Facts<'_>) -> Vec<u8> {
         "os_image_hash": keys.os_image_hash,
         "platform": facts.platform,
         "realm": facts.realm,
+        "rollback": facts.rollback,
         "time": "floor",
     });
     instance.to_string().into_bytes()

@@ -16,7 +16,7 @@ fn sample(extra: &Value) -> Inputs {
 
 fn rendered(layout: &Layout, inputs: &Inputs, env: &Opened) -> Vec<Output> {
     let keys = BootKeys::ephemeral(inputs, 1_800_000_000).unwrap();
-    let facts = Facts { platform: "simulated", realm: "test:00", keys: &keys, env };
+    let facts = Facts { platform: "simulated", realm: "test:00", keys: &keys, env, rollback: "off" };
     render(layout, inputs, &facts).unwrap()
 }
 
@@ -84,6 +84,7 @@ fn an_instance_says_what_may_be_believed_about_it() {
         ("images", "unpinned"),
         ("env", "none"),
         ("time", "floor"),
+        ("rollback", "off"),
     ] {
         assert_eq!(plain[key], value, "{key}");
     }

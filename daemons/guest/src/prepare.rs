@@ -3,7 +3,7 @@
 //! nothing of the app's is touched before all inputs are checked.
 
 use crate::clock::Clock;
-use crate::disk::{self, DiskError};
+use crate::disk::{self, DiskError, Watch};
 use crate::env::{self, EnvFailure};
 use crate::inputs::{self, InputError, Inputs, Provider, Seed};
 use crate::keys::{BootKeys, KeysError};
@@ -11,6 +11,7 @@ use crate::kms::{self, Ask, KmsError};
 use crate::layout::{CONFIG_DISK, Layout};
 use crate::measure::{MeasureError, Measured};
 use crate::outputs::{self, Facts, Output};
+use crate::rollback::{self, Epochs, Guard};
 use crate::status::Status;
 use crate::tee::{self, RealmError, Tee};
 use crate::timing::Timing;
@@ -78,6 +79,7 @@ impl PrepareError {
             Self::Kms(error) => error.failure(),
             Self::Env(_) => Failure::EnvInvalid,
             Self::Disk(DiskError::Foreign(_)) => Failure::DiskForeign,
+            Self::Disk(DiskError::Rollback(error)) => error.failure(),
             Self::Disk(_) => Failure::DiskFailed,
             Self::Keys(_) | Self::KeysLost | Self::Outputs(_) | Self::Key(_) | Self::Random => {
                 Failure::Internal
@@ -86,8 +88,8 @@ impl PrepareError {
     }
 }
 
-/// Makes the data disk of this key ready; calls back with the time of its last write, seconds since 1970.
-pub type Prepare<'a> = dyn Fn(&disk::DiskKey, &dyn Fn(u64)) -> Result<(), DiskError> + 'a;
+/// Makes the data disk of this key ready, under somebody's watch.
+pub type Prepare<'a> = dyn Fn(&disk::DiskKey, &mut dyn Watch) -> Result<(), DiskError> + 'a;
 
 /// One run of the boot agent.
 pub struct Boot<'a> {
@@ -99,7 +101,7 @@ pub struct Boot<'a> {
     pub config_disk: &'a Path,
     /// Time.
     pub clock: Clock,
-    /// Makes the data disk ready; tells when it was last written.
+    /// Makes the data disk ready.
     pub disk: &'a Prepare<'a>,
 }
 
@@ -119,7 +121,7 @@ pub fn run(layout: &Layout) -> Result<(), PrepareError> {
         tee: &tee::Machine,
         config_disk: Path::new(CONFIG_DISK),
         clock: Clock::of_image(),
-        disk: &|key, time| disk::prepare(layout, key, time),
+        disk: &|key, watch| disk::prepare(layout, key, watch),
     };
     boot.run()
 }
@@ -153,14 +155,17 @@ impl Boot<'_> {
         let keys = self.keys(&inputs, &mut measured, realm.as_ref(), status)?;
         let opened = env::open(&inputs, keys.env.as_ref())?;
         say_env(&opened);
-        measured.key_provider(provider_name(&inputs), &keys.app.provider_id)?;
         timing.done("keys");
         status.stage(Stage::Disk);
-        self.data_disk(&keys.disk(&inputs))?;
+        // Before the next event: the key service hears of the disk only from a boot that could ask for keys (T7, T13).
+        self.data_disk(&inputs, &keys, &mut measured, realm.as_ref(), status)?;
+        measured.key_provider(provider_name(&inputs), &keys.app.provider_id)?;
         measured.storage("ext4")?;
         timing.done("disk");
         let realm = realm.as_ref().map(Verifier::realm).unwrap_or_default();
-        let facts = Facts { platform: measured.label(), realm: &realm, keys: &keys, env: &opened };
+        let rollback = rollback::finding(self.layout, inputs.compose.rollback);
+        let rollback = rollback.map_err(PrepareError::Outputs)?;
+        let facts = Facts { platform: measured.label(), realm: &realm, keys: &keys, env: &opened, rollback };
         let outputs = outputs::render(self.layout, &inputs, &facts)?;
         outputs::write_all(self.layout, &outputs).map_err(PrepareError::Outputs)?;
         measured.ready()?;
@@ -230,11 +235,10 @@ impl Boot<'_> {
             vm_config: inputs.hints.vm_config.clone(),
             app_compose: inputs.compose_bytes.clone(),
         };
-        let addresses = &inputs.hints.kms;
-        let ask = Ask { addresses, pinned, request: &request, verifier, clock: &self.clock };
+        let ask = self.ask(inputs, pinned, verifier);
         let mut attest = |data: &[u8; 64]| measured.attest(data);
         let mut waiting = || status.waiting(Failure::KeysUnreachable);
-        let granted = kms::obtain(&ask, &mut attest, &mut waiting)?;
+        let granted = kms::obtain(&ask, &request, &mut attest, &mut waiting)?;
         let app = AppKeys {
             version: VERSION,
             provider: dstack_keys::handover::Provider::Kms,
@@ -252,9 +256,30 @@ impl Boot<'_> {
         Ok(BootKeys { app, disk: Some(granted.disk), env: Some(granted.env), custody })
     }
 
-    /// The data disk; when it was last written, that time is past (T12).
-    fn data_disk(&self, key: &disk::DiskKey) -> Result<(), PrepareError> {
-        (self.disk)(key, &|written| self.clock.raise(written))?;
+    /// The key service of this boot.
+    fn ask<'b>(&'b self, inputs: &'b Inputs, pinned: &'b [u8], verifier: &'b Verifier) -> Ask<'b> {
+        Ask { addresses: &inputs.hints.kms, pinned, verifier, clock: &self.clock }
+    }
+
+    /// The data disk; when it was last written, that time is past (T12), and an older one is not taken where the app
+    /// says so (T13).
+    fn data_disk(
+        &self,
+        inputs: &Inputs,
+        keys: &BootKeys,
+        measured: &mut Measured,
+        realm: Option<&Verifier>,
+        status: &Status,
+    ) -> Result<(), PrepareError> {
+        let epochs = match (inputs.compose.rollback, &inputs.provider, realm) {
+            (None, ..) => None,
+            (Some(mode), Provider::Kms(pinned), Some(verifier)) => {
+                Some(Epochs { mode, ask: self.ask(inputs, pinned, verifier), measured, status })
+            }
+            // A document that asks for what nobody can give was not parsed.
+            (Some(_), ..) => return Err(PrepareError::KeysLost),
+        };
+        (self.disk)(&keys.disk(inputs), &mut Guard::new(self.layout, &self.clock, epochs))?;
         if !self.clock.is_behind() {
             return Ok(());
         }

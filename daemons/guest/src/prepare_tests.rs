@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 use super::*;
-use crate::disk::DiskKey;
+use crate::disk::{DiskKey, Watch};
 use crate::tee::Behind;
 use crate::testing::{self, Kms, Mode, Nobody, Sim, realm};
 use dstack_core::config_disk::{self, Files};
@@ -34,12 +34,12 @@ impl Guest {
     fn boot_by(&self, tee: &dyn Tee, files: &Files, clock: &Clock) -> Result<(), PrepareError> {
         let device = self.dir.path().join("config");
         fs::write(&device, config_disk::write(files).unwrap()).unwrap();
-        let disk = |key: &DiskKey, time: &dyn Fn(u64)| {
+        let disk = |key: &DiskKey, watch: &mut dyn Watch| {
             self.disks.borrow_mut().push(match key {
                 DiskKey::Ephemeral => "ephemeral".to_owned(),
                 DiskKey::Persistent { key, label } => format!("{label} {}", *key.expose_hex()),
             });
-            time(self.written);
+            watch.written(self.written);
             Ok(())
         };
         let layout = self.layout();

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use crate::clock::Clock;
-use crate::disk::DiskKey;
+use crate::disk::{DiskKey, Watch};
 use crate::layout::Layout;
 use crate::prepare::{Boot, PrepareError};
 use crate::tee::Behind;
@@ -27,7 +27,7 @@ use dstack_ra_tls::certificate::Custody;
 use dstack_ra_tls::{Policy, Roots};
 use dstack_rpc::Listener;
 use dstack_service::config::Directories;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -51,12 +51,14 @@ impl Vault for Safe {
     }
 }
 
-struct Service {
-    url: String,
-    pin: String,
+/// A key service in a thread of its own.
+pub struct Service {
+    pub url: String,
+    pub pin: String,
     roots: RootKeys,
-    _stop: watch::Sender<bool>,
-    _state: tempfile::TempDir,
+    stop: watch::Sender<bool>,
+    thread: std::thread::JoinHandle<()>,
+    pub state: Arc<tempfile::TempDir>,
 }
 
 fn roots() -> RootKeys {
@@ -72,6 +74,7 @@ fn engine(state: &Path) -> Engine {
         realm: testing::realm(),
         custody: Custody::Host,
         created_at: 1_700_000_000,
+        onboarded: false,
         roots: roots(),
     };
     let trusted = Roots::test_pem(testing::root_pem()).unwrap();
@@ -89,15 +92,32 @@ fn engine(state: &Path) -> Engine {
 }
 
 impl Service {
-    fn start() -> Self {
-        let state = tempfile::tempdir().unwrap();
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    pub fn start() -> Self {
+        Self::at(Arc::new(tempfile::tempdir().unwrap()), "127.0.0.1:0")
+    }
+
+    /// Ends it, and starts it again with the same state at the same address.
+    pub fn restarted(self) -> Self {
+        let (state, url) = (Arc::clone(&self.state), self.url.clone());
+        self.end();
+        Self::at(state, url.trim_start_matches("https://"))
+    }
+
+    /// Ends it.
+    pub fn end(self) {
+        self.stop.send_replace(true);
+        self.thread.join().unwrap();
+    }
+
+    /// Starts one with this state, at this address.
+    pub fn at(state: Arc<tempfile::TempDir>, address: &str) -> Self {
+        let listener = std::net::TcpListener::bind(address).unwrap();
         listener.set_nonblocking(true).unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
         let (stop, stopped) = watch::channel(false);
         let (told, learned) = std::sync::mpsc::channel();
         let path = state.path().to_owned();
-        std::thread::spawn(move || {
+        let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
                 let engine = engine(&path);
@@ -107,11 +127,18 @@ impl Service {
             });
         });
         let pin = learned.recv().unwrap();
-        Self { url, pin, roots: roots(), _stop: stop, _state: state }
+        Self { url, pin, roots: roots(), stop, thread, state }
     }
 
-    fn compose(&self, name: &str) -> Vec<u8> {
-        testing::compose(&json!({"name": name, "key_provider": "kms", "key_provider_id": self.pin}))
+    pub fn compose(&self, name: &str) -> Vec<u8> {
+        self.compose_with(&json!({"name": name}))
+    }
+
+    /// The compose file of an app that pins this service, with more keys.
+    pub fn compose_with(&self, extra: &Value) -> Vec<u8> {
+        let mut all = json!({"key_provider": "kms", "key_provider_id": self.pin});
+        all.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        testing::compose(&all)
     }
 }
 
@@ -122,7 +149,7 @@ fn boot(files: &Files, compose: &[u8]) -> Result<(AppKeys, String, String), Prep
     fs::create_dir(layout.run()).unwrap();
     fs::write(&device, config_disk::write(files).unwrap()).unwrap();
     let opened = std::cell::RefCell::new((String::new(), String::new()));
-    let disk = |key: &DiskKey, _: &dyn Fn(u64)| {
+    let disk = |key: &DiskKey, _: &mut dyn Watch| {
         if let DiskKey::Persistent { key, label } = key {
             *opened.borrow_mut() = (key.expose_hex().to_string(), label.clone());
         }

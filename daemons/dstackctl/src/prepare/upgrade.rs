@@ -2,7 +2,7 @@
 //! Another version of an app: what the old one says of trust goes on, unless options say otherwise.
 
 use super::{Prepared, chosen, document, owner_keys, pinned_input, refuse_without_keys};
-use crate::cli_deploy::{Document, KeyProvider, Upgrade};
+use crate::cli_deploy::{Document, KeyProvider, OlderDisk, Upgrade};
 use crate::client::Client;
 use crate::compose::{self, Input, Trust};
 use crate::errors::Failure;
@@ -68,6 +68,7 @@ async fn carried(
         allowed_envs,
         env_signer: signer.as_ref().map_or(before.env_signer, |s| Some(s.public)),
         upgrade_keys: if owners.is_empty() { before.upgrade_keys } else { owners },
+        rollback: options.rollback.map_or(before.rollback, OlderDisk::measured),
     };
     let (input, pinned) = pinned_input(input, options, trust.key_provider_id.is_some()).await?;
     let built = compose::build(input.as_ref(), Some(name), options, &trust)?;

@@ -7,7 +7,7 @@ use crate::mock::bus::Bus;
 use crate::mock::kms::{Kms, deny};
 use crate::mock::teepod::{Teepod, VmState};
 use crate::mock::{command, finish, home, run};
-use dstack_core::compose::{AppCompose, KeyProvider};
+use dstack_core::compose::{AppCompose, KeyProvider, Rollback};
 use dstack_core::ids::{AppId, ComposeHash};
 use dstack_keys::env::{Sent, verify};
 use dstack_ra_tls::certificate::{Custody, Usage};
@@ -296,6 +296,24 @@ async fn t09_an_upgrade_keeps_key_service_sender_and_secrets() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t13_rollback_protection_is_measured_and_carried_over() {
+    let world = World::new().await;
+    assert_eq!(world.deploy("a", &["--rollback", "refuse"]).await.code, 0);
+    assert_eq!(world.compose("a").rollback, Some(Rollback::Refuse));
+    let second = world.file("second.yaml", "services:\n  web:\n    image: nginx@sha256:01\n");
+    for (options, kept) in [
+        (&[][..], Some(Rollback::Refuse)),
+        (&["--rollback", "warn"], Some(Rollback::Warn)),
+        (&["--rollback", "off"], None),
+    ] {
+        let run = world.ctl(&[&["vm", "upgrade", "a", &second], options].concat()).await;
+        assert_eq!((run.code, world.compose("a").rollback), (0, kept), "{run:?}");
+    }
+    let without = world.deploy("b", &["--rollback", "refuse", "--key-provider", "none"]).await;
+    assert!(without.code != 0 && without.err.contains("needs key_provider kms"), "{without:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t09_each_vm_of_an_app_keeps_the_secrets_it_was_sent() {
     let world = World::new().await;
     assert_eq!(world.deploy("a", &["-e", "A=one"]).await.code, 0);
@@ -388,6 +406,10 @@ async fn the_key_service_of_this_host() {
     assert!(list.out.contains(&hash) && list.out.contains("operator"), "{list:?}");
     let revoked = world.ctl(&["kms", "revoke-upgrade", &app, &hash]).await;
     assert!(revoked.code == 3 && revoked.err.contains("is not allowed for app"), "{revoked:?}");
+    let forgotten = world.ctl(&["kms", "forget-disk", &app, &hash[..40]]).await;
+    assert_eq!(forgotten.out, format!("forgotten: {app} {}\n", &hash[..40]));
+    assert!(world.kms.called(&format!("ForgetDisk {app} {}", &hash[..40])));
+    assert_eq!(world.ctl(&["kms", "forget-disk", &app, "../x"]).await.code, 2);
     let log = world.ctl(&["kms", "release-log", &app, "--after", "4"]).await;
     assert!(log.out.contains("released") && log.out.contains("2023-11-14"), "{log:?}");
     assert_eq!(world.ctl(&["kms", "release-log", &app, "--json"]).await.json()[0]["seq"], 1);

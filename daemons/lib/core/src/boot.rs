@@ -81,7 +81,7 @@ codes! {
     Failure {
         ConfigMissing = "config-missing", "the config disk is missing or not readable";
         ConfigInvalid = "config-invalid", "the config disk is not a well-formed tar of the known files";
-        ComposeInvalid = "compose-invalid", "app-compose.json is not valid, or asks for what this guest image does not have, such as rollback protection; see `dstackctl deploy --dry-run` and the journal of the VM";
+        ComposeInvalid = "compose-invalid", "app-compose.json is not valid, or asks for what this guest image does not have, such as authenticated time; see `dstackctl deploy --dry-run` and the journal of the VM";
         AppIdMismatch = "app-id-mismatch", "the app id does not belong to this compose file, and no kms is there to vouch for it";
         TeeMissing = "tee-missing", "this VM has no TEE that answers: on a host without TDX install dstack-testroot, on one with it use a guest image with the TDX driver";
         LaunchMismatch = "launch-mismatch", "the app is not the one that the VM was launched with; restart the VM";
@@ -93,6 +93,8 @@ codes! {
         EnvInvalid = "env-invalid", "the encrypted environment cannot be decrypted, is not signed as the app asks, or has a reserved name";
         DiskFailed = "disk-failed", "the data disk cannot be prepared; see the console log of the VM";
         DiskForeign = "disk-foreign", "the data disk belongs to another instance or is damaged; it was left untouched";
+        DiskRolledBack = "disk-rolled-back", "the data disk is older than the key service knows; it was left untouched";
+        DiskSuperseded = "disk-superseded", "another boot of this instance has begun, and only one may go on; stop the other one, or start this VM again";
         DockerFailed = "docker-failed", "Docker did not start";
         LoginFailed = "login-failed", "the registry refused the login; check docker_config and its token";
         PullFailed = "pull-failed", "an image could not be pulled; check its name, the registry, and the network";

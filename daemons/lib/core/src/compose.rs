@@ -180,11 +180,7 @@ impl AppCompose {
     /// A promise that the app asks for and guests of this version do not keep; they refuse such an app.
     #[must_use]
     pub const fn unsupported(&self) -> Option<&'static str> {
-        match self.rollback {
-            Some(_) => Some("rollback protection (rollback)"),
-            None if self.secure_time => Some("authenticated time (secure_time)"),
-            None => None,
-        }
+        if self.secure_time { Some("authenticated time (secure_time)") } else { None }
     }
 
     /// Whether the app wants to be reached through tproxy.
@@ -220,6 +216,21 @@ impl AppCompose {
         Ok(())
     }
 
+    /// Rollback protection is the key service's memory of an instance's disk, so there must be one of each (T13).
+    fn check_rollback(&self) -> Result<(), ComposeError> {
+        match self.rollback {
+            Some(_) if self.key_provider() != KeyProvider::Kms => Err(ComposeError::Field(
+                "rollback protection (rollback) needs key_provider kms: without a key service nobody remembers the disk, \
+                 and it is new at each boot; remove rollback, or deploy with a key service",
+            )),
+            Some(_) if self.no_instance_id => Err(ComposeError::Field(
+                "rollback protection (rollback) needs instance ids: with no_instance_id nobody can tell the disks of the \
+                 app's instances apart; remove one of the two",
+            )),
+            _ => Ok(()),
+        }
+    }
+
     fn check(&self) -> Result<(), ComposeError> {
         if !(1..=3).contains(&self.manifest_version) {
             return Err(ComposeError::Field("manifest_version must be 1, 2 or 3"));
@@ -231,6 +242,7 @@ impl AppCompose {
             return Err(ComposeError::Field("storage_fs must be \"ext4\""));
         }
         self.check_trust()?;
+        self.check_rollback()?;
         match (self.runner, &self.docker_compose_file, &self.bash_script) {
             (Runner::DockerCompose, Some(text), _) => check_compose_file(text),
             (Runner::DockerCompose, None, _) => {

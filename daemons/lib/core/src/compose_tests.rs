@@ -59,6 +59,14 @@ fn wrong_input_is_named() {
         (serde_json::json!({"upgrade_keys": vec!["00".repeat(32); 17]}), "upgrade_keys"),
         (serde_json::json!({"allowed_envs": vec!["A"; 1025]}), "allowed_envs"),
         (serde_json::json!({"rollback": "maybe"}), "unknown variant `maybe`, expected `refuse` or `warn`"),
+        (serde_json::json!({"rollback": "warn"}), "needs key_provider kms"),
+        (serde_json::json!({"rollback": "refuse", "key_provider": "local"}), "needs key_provider kms"),
+        (
+            serde_json::json!({
+                "rollback": "refuse", "no_instance_id": true, "key_provider": "kms", "key_provider_id": "3059",
+            }),
+            "needs instance ids",
+        ),
         (serde_json::json!({"secure_time": "yes"}), "expected a boolean"),
     ] {
         let error = compose(extra.clone()).unwrap_err().to_string();
@@ -93,6 +101,7 @@ fn keys_of_the_owner_are_read() {
     let (a, b) = ("aa".repeat(32), "bb".repeat(32));
     let app = compose(serde_json::json!({
         "env_signer": a, "upgrade_keys": [a, b], "rollback": "warn", "secure_time": true, "allowed_envs": ["A"],
+        "key_provider": "kms", "key_provider_id": "3059",
     }))
     .unwrap();
     assert_eq!(app.env_signer.map(|k| k.to_string()), Some(a.clone()));
