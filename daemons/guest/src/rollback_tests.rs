@@ -75,12 +75,12 @@ impl Disk {
     }
 }
 
-/// Where a boot is killed.
+/// After what a boot is killed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kill {
-    AfterBegin,
-    AfterWrite,
-    AfterCommit,
+    Begun,
+    Written,
+    Committed,
 }
 
 /// Ends the boot at one moment.
@@ -133,7 +133,7 @@ impl Vm {
             disk.done.clear();
             let ended = disk.prepare(&mut Killer { inner: watch, at });
             // Nothing is mounted before the boot agent is done.
-            if at != Kill::AfterCommit { ended } else { ended.and(Err(killed())) }
+            if at != Kill::Committed { ended } else { ended.and(Err(killed())) }
         });
         assert!(outcome.is_err(), "{at:?}");
     }
@@ -158,11 +158,11 @@ impl Watch for Killer<'_> {
         fresh: bool,
     ) -> Result<Option<Sector>, crate::rollback::RollbackError> {
         let begun = self.inner.begin(sector, fresh)?;
-        if self.at == Kill::AfterBegin { Err(interrupted()) } else { Ok(begun) }
+        if self.at == Kill::Begun { Err(interrupted()) } else { Ok(begun) }
     }
 
     fn commit(&mut self) -> Result<(), crate::rollback::RollbackError> {
-        if self.at == Kill::AfterWrite { Err(interrupted()) } else { self.inner.commit() }
+        if self.at == Kill::Written { Err(interrupted()) } else { self.inner.commit() }
     }
 }
 
@@ -214,7 +214,7 @@ fn t13_t07_the_log_has_its_order_and_the_disk_its_epoch() {
 #[test]
 fn t13_a_boot_goes_on_after_a_kill_at_any_step() {
     let (service, disk) = (Service::start(), RefCell::<Disk>::default());
-    for at in [Kill::AfterBegin, Kill::AfterWrite, Kill::AfterCommit] {
+    for at in [Kill::Begun, Kill::Written, Kill::Committed] {
         // The boot agent is killed and runs again in the same boot.
         let vm = Vm::new(&service, Some("refuse"));
         vm.run_killed(&disk, at);
@@ -254,7 +254,7 @@ fn t13_an_app_that_wants_to_be_warned_is_warned_also_after_a_kill() {
     let old = RefCell::new(disk.borrow().clone());
     boot().run(&disk).unwrap();
     let vm = boot();
-    vm.run_killed(&old, Kill::AfterWrite);
+    vm.run_killed(&old, Kill::Written);
     vm.run(&old).unwrap();
     assert_eq!(vm.about()["rollback"], "older");
     // From now on it is the last one.
