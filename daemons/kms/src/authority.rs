@@ -4,6 +4,7 @@
 //! ```text
 //! root CA            "Dstack KMS CA", realm and custody; pathlen 1
 //! ├── kms:rpc        this service's TLS leaf, 24 hours, renewed
+//! ├── gateway:rpc    the TLS leaf of this host's ingress, 24 hours, renewed; its key never comes here
 //! └── app:ca         "Dstack App CA" of one app, pathlen 0; its key never leaves
 //!     └── app:custom an app's leaf, at most 90 days
 //! ```
@@ -92,7 +93,7 @@ impl<'a> PublicKey<'a> {
 }
 
 /// Certificates as DER, leaf first.
-type Chain = Vec<Vec<u8>>;
+pub type Chain = Vec<Vec<u8>>;
 
 /// Evidence that goes into a leaf.
 #[derive(Debug, Clone, Copy)]
@@ -188,6 +189,23 @@ impl Authority {
         let issuer = Issuer::from_params(&self.params, &self.key);
         let leaf = params.signed_by(&key, &issuer)?.der().to_vec();
         Ok((vec![leaf, self.root.clone()], Zeroizing::new(key.serialize_der())))
+    }
+
+    /// A leaf for a key of the gateway with this app id, and the root; DER.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Refused`] for a key that is not P-256.
+    pub fn gateway(&self, app: &AppId, public_key: &[u8], now: SystemTime) -> Result<Chain, AuthorityError> {
+        let public_key = PublicKey::parse(public_key)?;
+        let mut params = params("dstack gateway", Some("Dstack"), now, now + RPC_LIFE)?;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        params.custom_extensions = vec![usage(Usage::GatewayRpc), extension(&OID_APP_ID, app.as_bytes())];
+        let issuer = Issuer::from_params(&self.params, &self.key);
+        let leaf = params.signed_by(&public_key, &issuer)?.der().to_vec();
+        Ok(vec![leaf, self.root.clone()])
     }
 
     /// A leaf for a measured app: leaf, app CA, root; PEM each. Names and dates are wishes, the rest is the verdict's.

@@ -4,14 +4,13 @@
 use crate::bus::manager::{self, Manager};
 use crate::engine::{Engine, Parts, Phase, trust_directories};
 use crate::onboard::OnHost;
-use crate::policy;
 use crate::rpc::{self, Served};
 use crate::settings::{Input, Settings};
 use crate::vault::HostVault;
 use crate::webhook::{Authorize, Nobody};
 use dstack_ra_rpc::Verifier;
 use dstack_ra_rpc::collateral::{Cache, QuoteSim};
-use dstack_ra_tls::{Label, Roots};
+use dstack_ra_tls::{Label, Roots, dropins};
 use dstack_rpc::Listener;
 use dstack_service::api::kms1::{NAME as BUS_NAME, PATH};
 use dstack_service::config::Directories;
@@ -113,7 +112,7 @@ async fn serve(settings: Settings, places: Places, sockets: Vec<OwnedFd>, level:
 
 fn parts(settings: Settings, places: Places, connection: &Connection) -> Outcome<Parts> {
     let roots = Roots::load(&trust_directories(&places.directories))?;
-    let policy = policy::load(&places.directories)?;
+    let policy = dropins::load(&places.directories.vendor, &places.directories.operator)?;
     let cache = match roots.realm() {
         Label::Test(_) => Cache::new(places.cache, QuoteSim(settings.quote_sim.clone())),
         Label::Intel => Cache::new(places.cache, settings.pccs.clone()),

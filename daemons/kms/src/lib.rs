@@ -4,7 +4,7 @@
 //! - [`bus`], [`rpc`]: thin adapters; arguments in, permission, engine call, error out
 //! - [`engine`]: async, owns the state, works through traits ([`vault::Vault`], [`webhook::Authorize`],
 //!   [`onboard::Attest`])
-//! - [`decide`], [`epoch`], [`forecast`], [`record`], [`settings`], [`policy`]: pure
+//! - [`decide`], [`epoch`], [`forecast`], [`record`], [`settings`]: pure
 //! - [`authority`]: certificates, composed from verdicts
 //! - [`registry`], [`epoch_files`], [`release_log`], [`instances`]: files
 
@@ -18,7 +18,6 @@ pub mod epoch_files;
 pub mod forecast;
 pub mod instances;
 pub mod onboard;
-pub mod policy;
 pub mod record;
 pub mod registry;
 pub mod release_log;

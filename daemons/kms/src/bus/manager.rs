@@ -177,6 +177,18 @@ impl Manager {
         self.engine.onboard(&source_url, pinned(options)?).await
     }
 
+    /// Issues a certificate of role gateway:rpc for a P-256 key, given as DER SubjectPublicKeyInfo, to the ingress of this
+    /// host; returns leaf and root CA, DER each. It lives for a day.
+    #[zbus(out_args("chain"))]
+    async fn sign_gateway_certificate(
+        &self,
+        public_key: Vec<u8>,
+        #[zbus(header)] call: Header<'_>,
+    ) -> Result<Vec<Vec<u8>>, Error> {
+        self.allow(&call, actions::SIGN_GATEWAY, "").await?;
+        self.engine.sign_gateway(&public_key)
+    }
+
     /// Reads the policy again; what is wrong leaves the old one in force.
     async fn reload(&self, #[zbus(header)] call: Header<'_>) -> Result<(), Error> {
         self.allow(&call, actions::RELOAD, "").await?;

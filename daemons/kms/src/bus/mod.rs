@@ -16,8 +16,11 @@ pub mod actions {
     pub const FORGET_DISK: &str = "org.dstack.kms1.forget-disk";
     /// Moving the root keys to or from another key service.
     pub const ONBOARD: &str = "org.dstack.kms1.onboard";
+    /// Getting a certificate as the ingress.
+    pub const SIGN_GATEWAY: &str = "org.dstack.kms1.sign-gateway";
     /// Reading policy and trust roots again.
     pub const RELOAD: &str = "org.dstack.kms1.reload";
     /// All of them.
-    pub const ALL: [&str; 6] = [INSPECT, BOOTSTRAP, MANAGE_UPGRADES, FORGET_DISK, ONBOARD, RELOAD];
+    pub const ALL: [&str; 7] =
+        [INSPECT, BOOTSTRAP, MANAGE_UPGRADES, FORGET_DISK, ONBOARD, SIGN_GATEWAY, RELOAD];
 }

@@ -6,6 +6,7 @@ pub mod certificates;
 pub mod disks;
 pub mod errors;
 pub mod forecast;
+pub mod gateway;
 pub mod keys;
 pub mod peers;
 pub mod upgrades;
@@ -18,7 +19,6 @@ use crate::epoch_files::{EpochFiles, FilesError};
 use crate::forecast::Outlook;
 use crate::instances::Instances;
 use crate::onboard::Attest;
-use crate::policy;
 use crate::registry::{Registry, RegistryError};
 use crate::release_log::{Event, Kind, LogError, ReleaseLog};
 use crate::settings::{PORT, Settings};
@@ -28,7 +28,7 @@ use dstack_core::event_log::Trusted;
 use dstack_core::ids::{AppId, ComposeHash, InstanceId};
 use dstack_ra_rpc::peer::{PeerError, Verifier};
 use dstack_ra_tls::certificate::Custody;
-use dstack_ra_tls::{Label, Roots, Verdict};
+use dstack_ra_tls::{Label, Roots, Verdict, dropins};
 use dstack_service::api::kms1::Error;
 use dstack_service::config::Directories;
 use dstack_service::logging::message_id;
@@ -249,7 +249,8 @@ impl Engine {
     /// `Misconfigured`; the old policy stays in force then.
     pub fn reload(&self) -> Result<(), Error> {
         self.check_roots()?;
-        let policy = policy::load(&self.0.parts.directories);
+        let Directories { vendor, operator } = &self.0.parts.directories;
+        let policy = dropins::load(vendor, operator);
         let policy =
             policy.map_err(|e| Error::Misconfigured(format!("{e}; the policy of before is in force")))?;
         self.0.parts.verifier.set_policy(policy);

@@ -28,13 +28,14 @@ async fn t04_each_verb_has_its_action() {
     }
     let world = World::new().await;
     let app = "0".repeat(40);
-    let cases: [(&str, Vec<&str>, &str); 7] = [
+    let cases: [(&str, Vec<&str>, &str); 8] = [
         ("Bootstrap", vec!["sa{sv}", "a.b", "0"], "org.dstack.kms1.bootstrap"),
         ("AllowUpgrade", vec!["ss", &app, &app], "org.dstack.kms1.manage-upgrades"),
         ("RevokeUpgrade", vec!["ss", &app, &app], "org.dstack.kms1.manage-upgrades"),
         ("ForgetDisk", vec!["ss", &app, &app], "org.dstack.kms1.forget-disk"),
         ("AllowPeer", vec!["st", &app, "1"], "org.dstack.kms1.onboard"),
         ("Onboard", vec!["sa{sv}", "https://a", "0"], "org.dstack.kms1.onboard"),
+        ("SignGatewayCertificate", vec!["ay", "0"], "org.dstack.kms1.sign-gateway"),
         ("Reload", vec![], "org.dstack.kms1.reload"),
     ];
     for (member, arguments, action) in cases {

@@ -137,3 +137,19 @@ async fn options_are_checked() {
     let refused = world.manager.onboard("https://127.0.0.1:1", options).await;
     assert!(matches!(&refused, Err(Error::PeerRefused(m)) if m.contains("outside of a TEE")), "{refused:?}");
 }
+
+#[tokio::test]
+async fn t17_a_gateway_certificate_needs_a_gateway() {
+    let mut world = World::new().await;
+    let key = hex::decode(bootstrap(&world).await.unwrap()).unwrap();
+    let refused = world.manager.sign_gateway_certificate(&key).await;
+    assert!(matches!(&refused, Err(Error::Misconfigured(m)) if m.contains("gateway_app_id")), "{refused:?}");
+    let text = format!("gateway_app_id = \"{}\"", "ab".repeat(20));
+    std::fs::write(world.path("etc/kms.toml"), text).unwrap();
+    world.kill().await;
+    world.start().await;
+    let chain = world.manager.sign_gateway_certificate(&key).await.unwrap();
+    assert_eq!(chain.len(), 2);
+    let bad = world.manager.sign_gateway_certificate(b"no key").await;
+    assert!(matches!(bad, Err(Error::InvalidArgument(_))), "{bad:?}");
+}

@@ -117,3 +117,19 @@ async fn p15_an_app_does_not_fill_the_release_log_with_certificates() {
     assert!(engine.sign_cert(None, &other.csr(wishes())).await.is_ok(), "others are not held up");
     assert_eq!(engine.log().head().seq, u64::from(SIGNINGS_MAX) + 1);
 }
+
+#[tokio::test]
+async fn t17_a_gateway_gets_a_certificate_of_its_role_and_no_other() {
+    let world = World::new().await;
+    let key = dstack_ra_tls::certificate::AttestedKey::generate().unwrap().public_key();
+    let refused = world.engine.sign_gateway(&key).unwrap_err().to_string();
+    assert!(refused.contains("gateway_app_id"), "no gateway is set: {refused}");
+    let authority = world.engine.authority().unwrap();
+    let app = [9; 20].into();
+    let chain = authority.gateway(&app, &key, std::time::SystemTime::now()).unwrap();
+    let leaf = certificate::parse(&chain[0]).unwrap();
+    assert_eq!((leaf.usage, leaf.app_id), (Some(Usage::GatewayRpc), Some(app)));
+    assert_eq!((leaf.public_key, leaf.quote), (key, None));
+    assert_eq!(certificate::parse(&chain[1]).unwrap().public_key, authority.public_key());
+    assert!(authority.gateway(&app, &[1; 91], std::time::SystemTime::now()).is_err());
+}

@@ -9,11 +9,12 @@
 //! - [`signature`]: by whom a certificate is signed
 //! - [`evidence`]: what a peer presents, with limits
 //! - [`roots`]: labelled trust roots and the realm they make
-//! - [`policy`]: rules as drop-in files
+//! - [`policy`], [`dropins`]: rules, as drop-in files
 //! - [`verdict`]: the result
 //! - [`verify`]: the steps, in their order
 
 pub mod certificate;
+pub mod dropins;
 pub mod evidence;
 pub mod policy;
 pub mod roots;

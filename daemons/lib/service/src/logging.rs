@@ -50,6 +50,10 @@ pub mod message_id {
     pub const RELEASE_LOG_REPAIRED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e26";
     /// An instance will be refused its keys.
     pub const KEYS_FORECAST: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e28";
+    /// An instance of an app is registered with the ingress.
+    pub const INSTANCE_REGISTERED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e40";
+    /// Two machines run with one identity.
+    pub const INSTANCE_CLONED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e41";
 }
 
 /// The level in force; `LogControl1` changes it while the daemon runs.

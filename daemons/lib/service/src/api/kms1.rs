@@ -86,6 +86,8 @@ pub trait Manager {
     fn allow_peer(&self, measurement: &str, ttl: u64) -> Result<(), Error>;
     /// Fetches the root keys of another key service, instead of making some.
     fn onboard(&self, source_url: &str, options: Options<'_>) -> Result<(), Error>;
+    /// A certificate of role `gateway:rpc` for a P-256 key (SubjectPublicKeyInfo): leaf and root CA, DER.
+    fn sign_gateway_certificate(&self, public_key: &[u8]) -> Result<Vec<Vec<u8>>, Error>;
     /// Reads policy and trust roots again.
     fn reload(&self) -> Result<(), Error>;
 

@@ -5,3 +5,4 @@ pub mod kms1;
 pub mod systemd1;
 pub mod tappd1;
 pub mod teepod1;
+pub mod tproxy1;

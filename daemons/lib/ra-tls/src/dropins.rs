@@ -4,8 +4,7 @@
 //! Lists (`images`, `devices`, `refused_advisories`) are joined, so that an image's package can bring its own file; of
 //! any other key the last one counts. A file in `/etc/dstack` hides one of the same name in `/usr/lib/dstack`.
 
-use dstack_ra_tls::Policy;
-use dstack_service::config::Directories;
+use crate::Policy;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -32,14 +31,14 @@ impl PolicyError {
     }
 }
 
-/// Reads the policy.
+/// Reads the policy from the `policy.d` of the vendor's and the operator's directory.
 ///
 /// # Errors
 /// [`PolicyError`] names the file, and the key and line where there is one.
-pub fn load(directories: &Directories) -> Result<Policy, PolicyError> {
+pub fn load(vendor: &Path, operator: &Path) -> Result<Policy, PolicyError> {
     let mut merged = Table::new();
-    let mut last = directories.operator.join(DIRECTORY);
-    for path in files(directories)? {
+    let mut last = operator.join(DIRECTORY);
+    for path in files(vendor, operator)? {
         let text = read(&path)?;
         // By itself first: only then an error has a line.
         Policy::parse(&text).map_err(|e| PolicyError::new(&path, e))?;
@@ -52,9 +51,9 @@ pub fn load(directories: &Directories) -> Result<Policy, PolicyError> {
     Ok(policy)
 }
 
-fn files(directories: &Directories) -> Result<Vec<PathBuf>, PolicyError> {
+fn files(vendor: &Path, operator: &Path) -> Result<Vec<PathBuf>, PolicyError> {
     let mut files = BTreeMap::new();
-    for directory in [&directories.vendor, &directories.operator] {
+    for directory in [vendor, operator] {
         let directory = directory.join(DIRECTORY);
         let entries = match std::fs::read_dir(&directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -101,7 +100,7 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
         }
-        load(&Directories { vendor: root.path().join("lib"), operator: root.path().join("etc") })
+        load(&root.path().join("lib"), &root.path().join("etc"))
     }
 
     fn device(byte: &str) -> String {
