@@ -11,8 +11,8 @@ pub mod measure;
 pub mod wireguard;
 
 use dstack_core::{
-    boot, ccel, client_hello, compose, config_disk, csr, env, env_signature, epoch, event_log, ext4, home,
-    ids, image, kms_address, luks, quote_sim_wire, sni, spec, upgrade,
+    boot, ccel, client_hello, compose, config_disk, csr, env, env_signature, epoch, event_log, ext4, flow,
+    home, http_head, ids, image, kms_address, luks, quote_sim_wire, sni, spec, upgrade,
 };
 
 /// A fuzz target: its name, the function, and well-formed samples to mutate.
@@ -38,9 +38,11 @@ pub const TARGETS: &[Target] = &[
     Target { name: "app_compose", run: app_compose, samples: app_compose_samples },
     Target { name: "boot_line", run: boot_line, samples: boot_line_samples },
     Target { name: "home_packet", run: home_packet, samples: home_packet_samples },
+    Target { name: "flow_frame", run: flow_frame, samples: flow_frame_samples },
     Target { name: "image_manifest", run: image_manifest, samples: image_samples },
     Target { name: "event_log", run: event_log, samples: event_log_samples },
     Target { name: "client_hello", run: client_hello, samples: client_hello_samples },
+    Target { name: "http_head", run: http_head, samples: http_head_samples },
     Target { name: "sni", run: sni, samples: sni_samples },
     Target { name: "ccel", run: ccel, samples: ccel_samples },
     Target { name: "quote_sim_wire", run: quote_sim_wire, samples: quote_sim_wire_samples },
@@ -200,6 +202,60 @@ pub fn home_packet(bytes: &[u8]) {
         assert!(again.is_none_or(|a| a == packet), "packet changed");
     }
     let _ = home::parse::<home::ToVm>(bytes);
+}
+
+/// A head is found at the same place however much follows it, and never before its end.
+pub fn http_head(bytes: &[u8]) {
+    if let Ok(http_head::Progress::Done { host, length }) = http_head::parse(bytes) {
+        let head = bytes.get(..length).unwrap_or_default();
+        assert!(head.ends_with(b"\r\n\r\n") && !host.is_empty(), "{host:?}");
+        assert_eq!(http_head::parse(head), Ok(http_head::Progress::Done { host, length }));
+        let shorter = head.get(..length - 1).unwrap_or_default();
+        assert_eq!(http_head::parse(shorter), Ok(http_head::Progress::NeedMore));
+    }
+}
+
+fn http_head_samples() -> Vec<Vec<u8>> {
+    ["GET / HTTP/1.1\r\nHost: a.b\r\n\r\n", "POST /x HTTP/1.0\r\nA: b\r\nhost: c:80\r\n\r\nbody"]
+        .map(|text| text.as_bytes().to_vec())
+        .to_vec()
+}
+
+/// Whatever comes out of a stream and parses is the same after another round.
+pub fn flow_frame(bytes: &[u8]) {
+    flow_stream::<flow::ToFlow>(bytes);
+    flow_stream::<flow::FromFlow>(bytes);
+}
+
+fn flow_stream<T: flow::Message + PartialEq + std::fmt::Debug>(bytes: &[u8]) {
+    let mut decoder = flow::Decoder::default();
+    for piece in bytes.chunks(bytes.len() / 3 + 1) {
+        decoder.push(piece);
+        while let Ok(Some(body)) = decoder.next_frame() {
+            let Ok(flow::Parsed::Known(message)) = flow::parse::<T>(body) else { continue };
+            let again = flow::format(&message).ok();
+            let again = again.and_then(|f| flow::parse(f.get(4..).unwrap_or_default()).ok());
+            assert_eq!(again, Some(flow::Parsed::Known(message)));
+        }
+    }
+}
+
+fn flow_frame_samples() -> Vec<Vec<u8>> {
+    let id = "07".repeat(20);
+    let instance = format!(
+        r#"{{"instance_id":"{id}","app_id":"{id}","address":"10.0.0.7","handshake":7,"port_policy":[80]}}"#
+    );
+    [
+        r#"{"config":{"base_domains":["example.org"],"timeouts":{"idle":null,"connect":100}}}"#.to_owned(),
+        r#"{"certificates":[{"names":["*.example.org"],"chain":"c","key":"k"}]}"#.to_owned(),
+        format!(r#"{{"route-delta":{{"upsert":[{instance}],"remove":["{id}"]}}}}"#),
+        format!(r#"{{"name-answer":{{"name":"a.b","target":{{"id":"{id}","port":1}},"ttl":9}}}}"#),
+        r#"{"hello":{"version":1,"generation":2,"pid":3}}"#.to_owned(),
+        format!(r#"{{"stats":{{"counters":{{"open":1}},"instances":[{{"instance":"{id}"}}]}}}}"#),
+        r#"{"drained":{}}"#.to_owned(),
+    ]
+    .map(|json| [&u32::try_from(json.len()).unwrap_or_default().to_be_bytes(), json.as_bytes()].concat())
+    .to_vec()
 }
 
 fn home_packet_samples() -> Vec<Vec<u8>> {

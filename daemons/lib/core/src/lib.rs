@@ -15,7 +15,9 @@
 //! - [`boot`]: the lines a guest sends about its boot
 //! - [`csr`]: how a guest asks for a certificate
 //! - [`upgrade`]: statements of an app's owner about its compose files
-//! - [`client_hello`], [`sni`]: where a TLS connection wants to go
+//! - [`client_hello`], [`sni`], [`http_head`]: where a connection wants to go
+//! - [`proxy_header`]: who a proxied connection comes from
+//! - [`flow`]: the frames between tproxy's control plane and its data plane
 //! - [`home`]: the packets between teepod and a running dstack-vm
 //! - [`qemu`]: the command line of QEMU
 //! - [`qemu_probe`]: what a host can run
@@ -34,13 +36,16 @@ pub mod env_signature;
 pub mod epoch;
 pub mod event_log;
 pub mod ext4;
+pub mod flow;
 pub mod home;
+pub mod http_head;
 pub mod ids;
 pub mod image;
 pub mod kms_address;
 pub mod limits;
 pub mod luks;
 pub mod measure;
+pub mod proxy_header;
 pub mod qemu;
 pub mod qemu_probe;
 pub mod quote_sim_wire;

@@ -65,18 +65,62 @@ pub enum RouteError {
 /// # Errors
 /// [`RouteError`] for a name under the base domain that leads nowhere.
 pub fn route(name: &str, base: &str) -> Result<Route, RouteError> {
+    with(name, base, |label| {
+        let default = if label.mode == Mode::Passthrough { HTTPS_PORT } else { HTTP_PORT };
+        (label.port.unwrap_or(default), label.mode)
+    })
+}
+
+/// Routes a server name where TLS is always passed through: `<id>` means `<id>s`, and `<id>-8443` `<id>-8443s`.
+///
+/// # Errors
+/// [`RouteError`] for a name under the base domain that leads nowhere.
+pub fn route_passthrough(name: &str, base: &str) -> Result<Route, RouteError> {
+    with(name, base, |label| (label.port.unwrap_or(HTTPS_PORT), Mode::Passthrough))
+}
+
+/// Routes the host of a plain HTTP request: a bare `<id>` leads to the guest agent, others are as in [`route`], with
+/// nothing done to the bytes.
+///
+/// # Errors
+/// [`RouteError`] for a name under the base domain that leads nowhere.
+pub fn route_http(name: &str, base: &str, agent_port: u16) -> Result<Route, RouteError> {
+    with(name, base, |label| {
+        let default = match label.mode {
+            Mode::Terminate if label.bare => agent_port,
+            Mode::Passthrough => HTTPS_PORT,
+            Mode::Terminate | Mode::TerminateHttp2 => HTTP_PORT,
+        };
+        (label.port.unwrap_or(default), Mode::Passthrough)
+    })
+}
+
+/// The label before the base domain.
+struct Label {
+    id: Id,
+    port: Option<u16>,
+    mode: Mode,
+    /// An id and nothing else.
+    bare: bool,
+}
+
+fn with(name: &str, base: &str, decide: impl Fn(&Label) -> (u16, Mode)) -> Result<Route, RouteError> {
     let name = name.to_ascii_lowercase();
     let name = name.strip_suffix('.').unwrap_or(&name);
     let base = base.to_ascii_lowercase();
     let Some(head) = name.strip_suffix(&base) else { return Ok(Route::Custom(name.to_owned())) };
     match head.strip_suffix('.') {
-        Some(label) if !label.contains('.') => app(label),
+        Some(text) if !text.contains('.') => {
+            let label = label(text)?;
+            let (port, mode) = decide(&label);
+            Ok(Route::App { id: label.id, port, mode })
+        }
         None if !head.is_empty() => Ok(Route::Custom(name.to_owned())),
         _ => Err(RouteError::Form(name.to_owned())),
     }
 }
 
-fn app(label: &str) -> Result<Route, RouteError> {
+fn label(label: &str) -> Result<Label, RouteError> {
     let (id, rest) = match label.split_once('-') {
         Some((id, rest)) if !rest.is_empty() => (id, rest),
         Some(_) => return Err(RouteError::Form(label.to_owned())),
@@ -85,18 +129,17 @@ fn app(label: &str) -> Result<Route, RouteError> {
             None => (label, ""),
         },
     };
-    let (mode, default, digits) = match (rest.strip_suffix('s'), rest.strip_suffix('g')) {
-        (Some(digits), _) => (Mode::Passthrough, HTTPS_PORT, digits),
-        (_, Some(digits)) => (Mode::TerminateHttp2, HTTP_PORT, digits),
-        _ => (Mode::Terminate, HTTP_PORT, rest),
+    let (mode, digits) = match (rest.strip_suffix('s'), rest.strip_suffix('g')) {
+        (Some(digits), _) => (Mode::Passthrough, digits),
+        (_, Some(digits)) => (Mode::TerminateHttp2, digits),
+        _ => (Mode::Terminate, rest),
     };
-    let port = if digits.is_empty() {
-        default
-    } else {
-        port(digits).ok_or_else(|| RouteError::Port(label.to_owned()))?
+    let port = match digits {
+        "" => None,
+        digits => Some(port(digits).ok_or_else(|| RouteError::Port(label.to_owned()))?),
     };
     let id = hex_id(id).ok_or_else(|| RouteError::Id(label.to_owned()))?;
-    Ok(Route::App { id, port, mode })
+    Ok(Label { id, port, mode, bare: rest.is_empty() })
 }
 
 /// Exactly 40 hex digits, without `0x`.

@@ -121,3 +121,33 @@ fn txt_values() {
         assert!(matches!(parse_txt(bad), Err(RouteError::Txt(_))), "{bad}");
     }
 }
+
+#[test]
+fn where_tls_is_always_passed_through_only_the_port_matters() {
+    for (name, expected) in TABLE {
+        let name = name.replace('@', ID);
+        let found = short(&route_passthrough(&name, BASE));
+        let wanted = match expected.split_at(1) {
+            (kind, "80") if kind != "p" && !name.contains("-80") => "p443".to_owned(),
+            ("t" | "h", port) => format!("p{port}"),
+            _ => (*expected).to_owned(),
+        };
+        assert_eq!(found, wanted, "{name}");
+    }
+}
+
+#[test]
+fn a_bare_id_leads_to_the_agent_by_http() {
+    for (name, expected) in [
+        ("@.app.example.com", "p8090"),
+        ("@-8080.app.example.com", "p8080"),
+        ("@-80.app.example.com", "p80"),
+        ("@-g.app.example.com", "p80"),
+        ("@s.app.example.com", "p443"),
+        ("@-0.app.example.com", "-"),
+        ("example.org", "c"),
+    ] {
+        let name = name.replace('@', ID);
+        assert_eq!(short(&route_http(&name, BASE, 8090)), expected, "{name}");
+    }
+}
