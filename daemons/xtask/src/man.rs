@@ -8,10 +8,11 @@ use dstackctl::cli::Cli;
 use std::path::Path;
 
 /// Bus names with a page, which is `man/<name>.5.in`, and the interfaces it describes.
-const BUSES: [(&str, &[&str]); 3] = [
+const BUSES: [(&str, &[&str]); 4] = [
     ("org.dstack.kms1", &["Manager"]),
     ("org.dstack.tappd1", &["Manager"]),
     ("org.dstack.teepod1", &["Manager", "Vm", "Job"]),
+    ("org.dstack.tproxy1", &["Manager"]),
 ];
 
 /// Writes all generated pages below `out`, which is `/usr/share/man` of the package; `root` is the source tree.
@@ -84,6 +85,7 @@ mod tests {
             "man5/org.dstack.kms1.5",
             "man5/org.dstack.teepod1.5",
             "man5/org.dstack.tappd1.5",
+            "man5/org.dstack.tproxy1.5",
         ];
         for name in names {
             let text = std::fs::read_to_string(out.path().join(name)).unwrap();

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Reloading, and what the daemon says of itself.
+
+use crate::certificates;
+use crate::engine::Engine;
+use crate::session::{self, Feed};
+use crate::settings::{Input, Settings};
+use crate::units::{self, Units};
+use dstack_service::api::tproxy1::Error;
+use dstack_service::config::{self, Directories};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{mpsc, watch};
+
+/// What an unconfigured daemon says.
+pub const UNCONFIGURED: &str = "Not configured: set proxy.base_domain and wg.endpoint in /etc/dstack/tproxy.toml, then run: \
+                                systemctl restart dstack-tproxy";
+
+/// What the bus is to say has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Word {
+    /// The settings.
+    Settings,
+}
+
+/// Why a part does not work yet; `None` where it does.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Notes {
+    /// Our own certificate, from the key service.
+    pub kms: Option<String>,
+    /// The certificate of the ingress.
+    pub certificate: Option<String>,
+    /// The data plane.
+    pub data_plane: Option<String>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    directories: Directories,
+    units: Arc<dyn Units>,
+    feed: watch::Sender<Arc<Feed>>,
+    words: mpsc::UnboundedSender<Word>,
+    notes: Mutex<Notes>,
+    /// One reload at a time.
+    reloading: tokio::sync::Mutex<()>,
+}
+
+/// Reloads; clones share it.
+#[derive(Debug, Clone)]
+pub struct Control(Arc<Inner>);
+
+impl Control {
+    /// Reloads from these directories.
+    #[must_use]
+    pub fn new(directories: Directories, units: Arc<dyn Units>) -> (Self, mpsc::UnboundedReceiver<Word>) {
+        let (words, said) = mpsc::unbounded_channel();
+        let (feed, notes, reloading) =
+            (watch::channel(Arc::default()).0, Mutex::default(), tokio::sync::Mutex::default());
+        (Self(Arc::new(Inner { directories, units, feed, words, notes, reloading })), said)
+    }
+
+    /// What data planes are told, as it changes.
+    #[must_use]
+    pub fn feed(&self) -> watch::Receiver<Arc<Feed>> {
+        self.0.feed.subscribe()
+    }
+
+    /// The settings as the files have them now; `None` when nothing is configured.
+    ///
+    /// # Errors
+    /// `Misconfigured` names file and key.
+    pub fn read(&self) -> Result<Option<Settings>, Error> {
+        let input = config::load::<Input>(&self.0.directories, "tproxy");
+        let settings = input.and_then(Settings::from_input);
+        settings.map_err(|e| Error::Misconfigured(format!("{e}; nothing was changed")))
+    }
+
+    /// Begins: feeds the data planes, and makes sure that there is one. What does not work yet is noted, and no error.
+    pub async fn begin(&self, settings: &Settings) {
+        let certificates = match certificates::load(&settings.proxy) {
+            Ok(certificate) => vec![certificate],
+            Err(error) => {
+                tracing::warn!("only passthrough works, there is no certificate: {error}");
+                self.notes().certificate = Some(error.to_string());
+                Vec::new()
+            }
+        };
+        self.feed_with(Feed { config: session::config(&settings.proxy), certificates });
+        self.ensure_plane().await;
+    }
+
+    /// Makes sure that a data plane runs; does nothing while one is being replaced.
+    pub async fn ensure_plane(&self) {
+        let Ok(_turn) = self.0.reloading.try_lock() else { return };
+        let started = units::ensure(&*self.0.units).await;
+        if let Err(error) = &started {
+            tracing::error!("there is no data plane: {error}");
+        }
+        self.notes().data_plane = started.err();
+    }
+
+    /// Reads settings and certificates again, and replaces the data plane by a new generation.
+    ///
+    /// # Errors
+    /// With the remedy; what is wrong with files leaves everything as it was.
+    pub async fn reload(&self, engine: &Engine) -> Result<u64, Error> {
+        let _turn = self.0.reloading.lock().await;
+        let settings = self.read()?.ok_or_else(|| Error::Misconfigured(UNCONFIGURED.to_owned()))?;
+        let certificate = certificates::load(&settings.proxy)
+            .map_err(|e| Error::Misconfigured(format!("{e}; the certificate of before stays")))?;
+        let config = session::config(&settings.proxy);
+        engine.set_settings(settings)?;
+        self.notes().certificate = None;
+        self.feed_with(Feed { config, certificates: vec![certificate] });
+        // Without a listener nobody wants to know.
+        let _ = self.0.words.send(Word::Settings);
+        let replaced = units::replace(&*self.0.units).await;
+        self.notes().data_plane = replaced.clone().err();
+        replaced.map_err(Error::DataPlaneFailed)
+    }
+
+    fn feed_with(&self, feed: Feed) {
+        self.0.feed.send_replace(Arc::new(feed));
+    }
+
+    /// What does not work yet.
+    pub fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.0.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What `systemctl status` shows.
+    #[must_use]
+    pub fn status(&self, engine: Option<&Engine>) -> String {
+        let Some(engine) = engine else { return UNCONFIGURED.to_owned() };
+        let (registered, online) = engine.numbers();
+        let domain = &engine.settings().proxy.base_domain;
+        let notes = self.notes().clone();
+        let parts = [
+            ("no tunnel", engine.tunnel().err()),
+            ("nobody can register", notes.kms),
+            ("passthrough only", notes.certificate),
+            ("no data plane", notes.data_plane),
+        ];
+        let mut text = format!("Serving {domain}: {registered} instances, {online} online");
+        for (what, why) in parts {
+            if let Some(why) = why {
+                text += &format!("; {what}: {why}");
+            }
+        }
+        text
+    }
+}

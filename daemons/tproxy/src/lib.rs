@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+//! dstack-tproxy: the control plane of the ingress. Traffic itself is the data plane's, dstack-tproxy-flow.
+//!
+//! - [`bus`], [`rpc`], [`http`], [`session`]: thin adapters; arguments in, permission, engine call, error out
+//! - [`engine`]: async, owns the state, works through traits (`dstack_wireguard::Wireguard`, [`names::Lookup`],
+//!   [`issuer::Issuer`], [`units::Units`])
+//! - [`registry`], [`pool`], [`claim`], [`settings`], [`page`]: pure
+//! - [`journal`], [`key`], [`certificates`], [`acme`]: files
+//! - [`control`]: reloading, and what the daemon says of itself
+//! - [`peers`]: the instances as WireGuard peers
+//! - [`tunnel`]: a tunnel that forwards nothing
+//! - [`dns`]: TXT records
+
+pub mod acme;
+pub mod bus;
+pub mod certificates;
+pub mod claim;
+pub mod control;
+pub mod daemon;
+pub mod dns;
+pub mod engine;
+pub mod http;
+pub mod issuer;
+pub mod journal;
+pub mod key;
+pub mod names;
+pub mod page;
+pub mod peers;
+pub mod pool;
+pub mod registry;
+pub mod rpc;
+pub mod session;
+pub mod settings;
+pub mod tunnel;
+pub mod units;
+pub mod users;

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+//! dstack-tproxy: ingress for apps in confidential VMs. See `dstack-tproxy(8)`.
+
+use dstack_service::{cli, logging};
+use dstack_tproxy::{bus::introspect, daemon};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let about = "ingress of dstack, control plane";
+    let request = cli::parse(daemon::NAME, about, env!("CARGO_PKG_VERSION"), std::env::args().skip(1));
+    if let Some(code) = cli::answer(&request, &introspect::PATHS, introspect::describe) {
+        return code;
+    }
+    let level = logging::init(daemon::NAME);
+    match daemon::run(level) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What anybody may read.
+
+use crate::world::{World, interface};
+use dstack_core::wireguard::PublicKey;
+use dstack_ra_rpc::tls::client_config;
+use dstack_rpc::tproxy::{AcmeInfoResponse, GetInfoRequest, GetInfoResponse, GetMetaResponse, ListResponse};
+use rcgen::{CertificateParams, KeyPair, PublicKeyData};
+use rustls::pki_types::ServerName;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+async fn get(world: &World, path: &str) -> String {
+    let stream = TcpStream::connect(&world.address).await.unwrap();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(client_config(None).unwrap()));
+    let name = ServerName::try_from("tproxy.invalid").unwrap();
+    let mut stream = connector.connect(name, stream).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    // The server may leave without a goodbye; what it said is what counts.
+    drop(stream.read_to_end(&mut answer).await);
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test]
+async fn lists_and_numbers_need_no_certificate() {
+    let world = World::new().await;
+    world.register(&world.boot(1, 1), 1).await.unwrap();
+    world.register(&world.boot(2, 2), 2).await.unwrap();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    world.wireguard.handshake(&interface(), &PublicKey::from([2; 32]), now).unwrap();
+    world.engine.look().await;
+    let list: ListResponse = world.call(None, "/prpc/Tproxy.List", &()).await.unwrap();
+    let shown: Vec<(&str, u64)> = list.hosts.iter().map(|h| (h.ip.as_str(), h.latest_handshake)).collect();
+    assert_eq!(shown, [("10.0.0.2", 0), ("10.0.0.3", now)]);
+    assert_eq!((list.hosts[0].base_domain.as_str(), list.hosts[0].port), ("apps.example.com", 443));
+    let ask = |id: String| GetInfoRequest { id };
+    let info: GetInfoResponse =
+        world.call(None, "/prpc/Tproxy.GetInfo", &ask("02".repeat(20))).await.unwrap();
+    assert_eq!(info.info.unwrap().app_id, "02".repeat(20));
+    for unknown in ["03".repeat(20), "x".into(), String::new()] {
+        let info: GetInfoResponse = world.call(None, "/prpc/Tproxy.GetInfo", &ask(unknown)).await.unwrap();
+        assert!(!info.found && info.info.is_none());
+    }
+    let meta: GetMetaResponse = world.call(None, "/prpc/Tproxy.GetMeta", &()).await.unwrap();
+    assert_eq!((meta.registered, meta.online), (2, 1));
+    let metrics = get(&world, "/metrics").await;
+    assert!(
+        metrics.contains("dstack_tproxy_instances 2") && metrics.trim_end().ends_with("# EOF"),
+        "{metrics}"
+    );
+}
+
+#[tokio::test]
+async fn the_dashboard_is_inert() {
+    let world = World::new().await;
+    world.register(&world.boot(1, 1), 1).await.unwrap();
+    let page = get(&world, "/").await;
+    assert!(page.starts_with("HTTP/1.1 200") && page.contains(&"01".repeat(20)), "{page}");
+    assert!(page.contains("content-security-policy: default-src 'none'") && !page.contains("<script"));
+}
+
+#[tokio::test]
+async fn auditors_get_account_and_keys() {
+    let world = World::new().await;
+    let none: AcmeInfoResponse = world.call(None, "/prpc/Tproxy.AcmeInfo", &()).await.unwrap();
+    assert_eq!(none, AcmeInfoResponse::default());
+    let key = KeyPair::generate().unwrap();
+    let params = CertificateParams::new(vec!["*.apps.example.com".to_owned()]).unwrap();
+    std::fs::write(world.path("cert.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+    let info: AcmeInfoResponse = world.call(None, "/prpc/Tproxy.AcmeInfo", &()).await.unwrap();
+    assert_eq!(info.hist_keys, [key.subject_public_key_info()]);
+}
