@@ -3,6 +3,7 @@
 
 use crate::cli_deploy::{Deploy, Upgrade};
 use crate::cli_kms::{AppCommand, KmsCommand};
+use crate::cli_proxy::ProxyCommand;
 use crate::measure_cli::Measure;
 use crate::quantity::{PortArg, parse_duration, parse_port, parse_size};
 use crate::verify_cli::Verify;
@@ -77,6 +78,9 @@ pub enum Command {
     /// Manage keys: this host's key service, and those that you trust
     #[command(subcommand)]
     Kms(KmsCommand),
+    /// Manage the ingress of a host: who is registered, and where connections go
+    #[command(subcommand)]
+    Proxy(ProxyCommand),
     /// Keys and statements of an app's owner
     #[command(subcommand)]
     App(AppCommand),

@@ -4,6 +4,7 @@
 pub mod bus;
 pub mod host;
 pub mod images;
+pub mod ingress;
 pub mod keys;
 
 use crate::cli::Global;
@@ -126,6 +127,7 @@ pub async fn run(global: &Global, ui: &Ui) -> Result<ExitCode, Failure> {
         checks.extend(images::check(client, &config).await);
         checks.extend(bus::capacity(client, &config).await);
         checks.extend(keys::check(client, found).await);
+        checks.extend(ingress::check(client).await);
     }
     report(&checks, found, ui)?;
     let broken = checks.iter().any(|c| c.status == Status::Bad);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What can go wrong, as an exit code, a sentence, and a hint.
 
-use dstack_service::api::{kms1, teepod1};
+use dstack_service::api::{kms1, teepod1, tproxy1};
 use std::fmt;
 use zbus::DBusError;
 
@@ -114,6 +114,20 @@ impl From<kms1::Error> for Failure {
     }
 }
 
+impl From<tproxy1::Error> for Failure {
+    fn from(error: tproxy1::Error) -> Self {
+        match error {
+            tproxy1::Error::Bus(zbus::Error::InputOutput(io))
+                if io.kind() == std::io::ErrorKind::TimedOut =>
+            {
+                Self::with(Exit::Timeout, "dstack-tproxy does not answer").hint(Daemon::Tproxy.journal())
+            }
+            tproxy1::Error::Bus(error) => error.into(),
+            error => Self::of_name(error.name().as_str(), &error.to_string()),
+        }
+    }
+}
+
 impl From<teepod1::Error> for Failure {
     fn from(error: teepod1::Error) -> Self {
         match error {
@@ -126,7 +140,7 @@ impl From<teepod1::Error> for Failure {
 fn exit_of(name: &str) -> Exit {
     let last = name.rsplit('.').next().unwrap_or_default();
     match last {
-        "NoSuchVm" | "NoSuchImage" | "NoSuchUpgrade" | "UnknownObject" => Exit::NotFound,
+        "NoSuchVm" | "NoSuchImage" | "NoSuchUpgrade" | "NoSuchInstance" | "UnknownObject" => Exit::NotFound,
         "AccessDenied" | "InteractiveAuthorizationRequired" | "AuthFailed" => Exit::Denied,
         "Timeout" | "TimedOut" | "NoReply" => Exit::Timeout,
         _ => Exit::Failed,
@@ -138,12 +152,18 @@ fn exit_of(name: &str) -> Exit {
 enum Daemon {
     Teepod,
     Kms,
+    Tproxy,
 }
 
 impl Daemon {
     /// The bus names the service that is away in its sentence.
     fn of(name: &str, message: &str) -> Self {
-        if name.starts_with(kms1::NAME) || message.contains(kms1::NAME) { Self::Kms } else { Self::Teepod }
+        let is_of = |daemon: &str| name.starts_with(daemon) || message.contains(daemon);
+        match () {
+            () if is_of(kms1::NAME) => Self::Kms,
+            () if is_of(tproxy1::NAME) => Self::Tproxy,
+            () => Self::Teepod,
+        }
     }
 
     const fn start(self) -> &'static str {
@@ -156,6 +176,10 @@ impl Daemon {
                 "this host has no key service running: systemctl start dstack-kms.socket \
                  (if there is no such unit: apt install dstack-kms)"
             }
+            Self::Tproxy => {
+                "this host has no ingress running: systemctl start dstack-tproxy \
+                 (if there is no such unit: apt install dstack-tproxy)"
+            }
         }
     }
 
@@ -163,6 +187,7 @@ impl Daemon {
         match self {
             Self::Teepod => "see why: journalctl -u dstack-teepod -n 50",
             Self::Kms => "see why: systemctl status dstack-kms; journalctl -u dstack-kms -n 50",
+            Self::Tproxy => "see why: systemctl status dstack-tproxy; journalctl -u dstack-tproxy -n 50",
         }
     }
 }

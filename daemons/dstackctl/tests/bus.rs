@@ -5,6 +5,8 @@
 #[path = "cases/keys.rs"]
 mod keys;
 mod mock;
+#[path = "cases/proxy.rs"]
+mod proxy;
 
 use mock::bus::Bus;
 use mock::teepod::Teepod;

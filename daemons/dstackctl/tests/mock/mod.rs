@@ -4,6 +4,7 @@
 pub mod bus;
 pub mod kms;
 pub mod teepod;
+pub mod tproxy;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
