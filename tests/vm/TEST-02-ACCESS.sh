@@ -40,3 +40,16 @@ refused "teepod's user may not run transient units" "$DENIED" \
     in_host_as dstack-teepod systemd-run --no-ask-password --wait true
 refused "an ordinary user cannot read teepod's state" "Permission denied" in_host_as alice ls /var/lib/dstack
 check "a wrong token gets 401" equals 401 in_host curl -s -o /dev/null -w '%{http_code}' -H 'Authorization: Bearer wrong' -X POST http://127.0.0.1:9080/prpc/Teepod.Status
+
+# --- another host, over ssh -----------------------------------------------------------------------
+remote() { in_host dstackctl --no-ask-password -H "$@"; }
+must "an ssh server, and a key for two users" in_host_sh 'systemctl start ssh.service
+    mkdir -p /root/.ssh; [ -e /root/.ssh/id_ed25519 ] || ssh-keygen -q -N "" -t ed25519 -f /root/.ssh/id_ed25519
+    for u in alice bob; do install -d -m 700 -o $u -g $u /home/$u/.ssh
+        install -m 600 -o $u -g $u /root/.ssh/id_ed25519.pub /home/$u/.ssh/authorized_keys; done
+    ssh-keyscan -t ed25519 localhost >/root/.ssh/known_hosts 2>/dev/null; ssh -o BatchMode=yes alice@localhost true'
+check "dstackctl -H lists that host's VMs" equals "[]" remote alice@localhost --json vm list
+refused "and does there what its user may: not alice" "$DENIED|dstack-admin" remote alice@localhost vm stop nosuch
+refused "but bob of the group dstack-admin" "NoSuchVm|no VM" remote bob@localhost vm stop nosuch
+refused "a host that cannot be reached is named" 'cannot reach nobody@localhost over ssh' remote nobody@localhost vm list
+check "stop the ssh server" in_host systemctl stop ssh.service

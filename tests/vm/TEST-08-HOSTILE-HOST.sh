@@ -15,11 +15,16 @@ config_of() { echo "$VMS/$1/config.tar"; }
 both_active() { vm_is active victim && vm_is active other; }
 stop() { HOST_TIMEOUT=150 in_host dstackctl vm stop "$1"; }
 
-# refuses WHAT REGEX VM: the VM does not come up, and says why.
+# refuses WHAT REGEX VM: the VM does not come up, and says why. SINCE is for kms_said.
 refuses() {
+    SINCE=$(in_host date +%s)
     HOST_TIMEOUT=400 refused "$1" "$2" in_host dstackctl vm start "$3"
     in_host_sh 'systemctl stop "$1" 2>/dev/null; systemctl reset-failed "$1" 2>/dev/null || :' "$(unit_of "$3")" || :
 }
+
+# kms_said REGEX: the key service's own reason for the last refusal.
+kms_said() { matches "$1" in_host journalctl -q --no-pager -o cat -u dstack-kms.service --since "@$SINCE"; }
+status_of() { in_host systemctl show -P StatusText "$(unit_of "$1")"; }
 
 # content_of FILE MEMBER: where a member's bytes begin in a config disk.
 content_of() { in_host_sh 'o=$(grep -abo "$2" "$1" | head -n 1 | cut -d : -f 1); echo $((o + 512))' "$1" "$2"; }
@@ -50,19 +55,20 @@ check "stop the other" stop other
 swap() { in_host_sh 'mv "$1" "$1.mine"; cp --sparse=always --preserve=all "$2" "$1"
     chown --reference="$1.mine" "$1"' "$(disk_of victim)" "$(disk_of other)"; }
 check "give the victim another app's disk" swap
-refuses "t13 another app's disk is refused" 'another instance|belongs' victim
+refuses "t13 another app's disk is refused" 'the data disk belongs to another instance' victim
 check "t13 and left untouched" in_host qemu-img compare -q "$(disk_of victim)" "$(disk_of other)"
 scratch() { in_host_sh 'cp --sparse=always --preserve=all "$1.mine" "$1"; s=$(stat -c %s "$1")
     qemu-img dd -f qcow2 -O raw bs=4096 count=64 if="$1" of=/tmp/head >/dev/null; sed -i "s/aes-xts-plain64/cipher_null-ecb/" /tmp/head
     qemu-io -f qcow2 -c "write -s /tmp/head 0 $(stat -c %s /tmp/head)" "$1" >/dev/null' "$(disk_of victim)"; }
 check "give it its own disk with a null cipher in the header" scratch
-refuses "p01 a header of the host is refused" 'another instance|damaged' victim
+refuses "p01 a header of the host is refused" 'the data disk belongs to another instance or is damaged' victim
 check "its own disk again" in_host_sh 'mv "$1.mine" "$1"' "$(disk_of victim)"
 
 # --- config disk ----------------------------------------------------------------------------------
 edit() { in_host_sh 'cp -p "$1" "$1.mine"; sed -i "s/EXTRA:-unset/EXTRA:-spied/" "$1"; ! cmp -s "$1" "$1.mine"' "$(config_of victim)"; }
 check "edit the victim's app-compose.json" edit
-refuses "t06 an edited app gets no keys" "allow-upgrade $APP|refused" victim
+refuses "t06 an edited app gets no keys" 'the key service refused the app keys' victim
+check "the key service did, for its compose hash" kms_said "compose hash [0-9a-f]{64} is not allowed for app $APP"
 check "put it back" in_host_sh 'mv "$1.mine" "$1"' "$(config_of victim)"
 foreign_env() {
     local from to size
@@ -73,11 +79,11 @@ foreign_env() {
         "$(config_of other)" "$(config_of victim)" "$from" "$to" "$size"
 }
 check "give it another app's secrets" foreign_env
-refuses "p06 another app's secrets end the boot" 'environment' victim
+refuses "p06 another app's secrets end the boot" 'the encrypted environment cannot be decrypted' victim
 check "put its own back" in_host_sh 'mv "$1.mine" "$1"' "$(config_of victim)"
 
 # --- identity -------------------------------------------------------------------------------------
-HOST_TIMEOUT=400 refused "t01 an app of another text with the victim's id gets no keys" "allow-upgrade $APP|refused" \
+HOST_TIMEOUT=400 refused "t01 an app of another text with the victim's id gets no keys" "allow-upgrade $APP [0-9a-f]{64}" \
     in_host_sh 'sed "s/EXTRA:-unset/EXTRA:-evil/" "$1" >/root/evil.yaml
         dstackctl deploy /root/evil.yaml --name evil --app-id "$2" --key-provider kms --registry-insecure "$3"' "$KEYS_APP" "$APP" "$REGISTRY"
 check "remove it" vm_remove evil
@@ -96,11 +102,37 @@ check "and its disk" equals kept eventually 20 ask_app 8410 note
 check "stop it" stop victim
 check "change one word of the measured command line" in_host_sh \
     'cp -p "$1" /root/uki; sed -i "s/lockdown=confidentiality/lockdown=cOnfidentiality/" "$1"; ! cmp -s "$1" /root/uki' "$UKI"
-refuses "t02 the changed image gets no keys" 'refused|image' victim
+refuses "t02 the changed image gets no keys" 'the key service refused the app keys' victim
+check "the key service did, for a register of the image" kms_said 'RTMR'
 check "put the image back" in_host_sh 'cp -p /root/uki "$1"; rm /etc/dstack/policy.d/image.toml; systemctl reload dstack-kms.service' "$UKI"
-skip_check "t12 the host's clock set back a year" "the bench shares its clock with the machine it runs on; unit tests hold it"
 
-HOST_TIMEOUT=500 check "after all that the victim boots" in_host dstackctl vm start victim
+# --- realm ----------------------------------------------------------------------------------------
+# The simulated TEE gets another root, so the VM is of another realm than the key service that its app pins.
+ROOT=/var/lib/dstack/testroot
+check "give the machine another root" in_host_sh 'cp -a "$1" "$1.mine"; rm "$1"/testroot.*
+    /usr/libexec/dstack/dstack-quote-sim --make-root "$1"; ! cmp -s "$1/testroot.pem" "$1.mine/testroot.pem"
+    systemctl restart dstack-quote-sim.service' "$ROOT"
+refuses "t04 a key service of another realm gives a VM no keys" 'realm|refused the app keys' victim
+check "put the root back" in_host_sh 'rm -r "$1"; mv "$1.mine" "$1"; systemctl restart dstack-quote-sim.service' "$ROOT"
+
+# --- time, and a device that changes --------------------------------------------------------------
+# A QEMU whose clock is a year behind, and a config disk that is edited once the guest has read it.
+late_qemu() { in_host_sh 'cat >/usr/local/bin/qemu-late; chmod 755 /usr/local/bin/qemu-late
+    printf "[cvm]\nqemu_path = \"/usr/local/bin/qemu-late\"\n" >/etc/dstack/teepod.toml.d/60-late.toml
+    systemctl restart dstack-teepod.service'; }
+STOPPED=$(in_host date +%s)
+check "set the VM's clock back a year" late_qemu <<<"#!/bin/sh
+exec /usr/bin/qemu-system-x86_64 \"\$@\" -rtc base=$(date -u -d '1 year ago' +%FT%T)"
+check "start the victim" in_host dstackctl --no-wait vm start victim
+TAIL=40 check "once it has read its inputs" eventually 200 matches '(keys|disk|docker) [0-9.]+' status_of victim
+check "edit them in place" in_host_sh 'cp -p "$1" "$1.mine"; sed "s/EXTRA:-unset/EXTRA:-spied/" "$1.mine" >/root/edited
+    dd if=/root/edited of="$1" conv=notrunc status=none; ! cmp -s "$1" "$1.mine"' "$(config_of victim)"
+TAIL=40 must "the victim boots" eventually 400 vm_is active victim
+check "t06 with the inputs that were measured" matches 'EXTRA=unset' eventually 20 ask_app 8410 env
+time_of() { ask_app 8410 env | sed -n 's/^DATE=//p'; }
+check "t12 and not before the time at which its disk was last written" test "$(time_of)" -ge "$((STOPPED - 600))"
 check "with what it had" equals kept eventually 20 ask_app 8410 note
+check "the right clock again" in_host_sh 'mv "$1.mine" "$1"; rm /etc/dstack/teepod.toml.d/60-late.toml /usr/local/bin/qemu-late
+    systemctl restart dstack-teepod.service' "$(config_of victim)"
 check "remove both" vm_remove victim other
 check "no unit failed" equals "" in_host_sh 'systemctl reset-failed "dstack-vm@*" || :; systemctl --failed --no-legend --plain'

@@ -115,4 +115,25 @@ HOST_TIMEOUT=500 check "an app from a private registry" in_host dstackctl deploy
     --registry-insecure registry.test:5001 -p 8420:80
 check "runs" matches 'API_TOKEN' ask_app 8420 env
 HOST_TIMEOUT=150 check "remove that too" vm_remove private
+
+# --- an app whose owner signs its upgrades --------------------------------------------------------
+as_owner() { in_host_as alice env HOME=/home/alice sh -euc "cd; $1" sh "${@:2}"; }
+check "t08 the owner makes a key" as_owner 'dstackctl app keygen; chmod a+rx .; cat owner.pem.pub'
+HOST_TIMEOUT=500 must "deploy with it" in_host dstackctl deploy "$KEYS_APP" --name owned --key-provider kms --registry-insecure "$REGISTRY" \
+    --upgrade-key /home/alice/owner.pem.pub -p 8430:80
+check "a note on its disk" equals mine ask_app 8430 note mine
+OWNED=$(vm_field owned app_id)
+HOST_TIMEOUT=150 check "upgrade it" in_host dstackctl vm upgrade owned /root/upgrade.yaml --registry-insecure "$REGISTRY"
+HOST_TIMEOUT=150 check "and stop it" in_host dstackctl vm stop owned
+NEW=$(vm_field owned compose_hash)
+refused "t08 the operator cannot allow it" 'owner' in_host dstackctl kms allow-upgrade "$OWNED" "$NEW"
+HOST_TIMEOUT=500 refused "it gets no keys, in a sentence with the command" 'dstackctl kms submit-upgrade' in_host dstackctl vm start owned
+check "the owner signs it" as_owner 'dstackctl app sign-upgrade --key owner.pem --app "$1" --hash "$2" --seq 1 -o upgrade.json' "$OWNED" "$NEW"
+check "a changed statement is refused" in_host_sh 'sed "s/\"seq\": *1/\"seq\":2/" /home/alice/upgrade.json >/root/forged.json
+    ! cmp -s /root/forged.json /home/alice/upgrade.json; ! dstackctl kms submit-upgrade /root/forged.json'
+check "the owner's is taken" in_host dstackctl kms submit-upgrade /home/alice/upgrade.json
+HOST_TIMEOUT=500 check "then it starts" in_host dstackctl vm start owned
+check "with its data" equals mine eventually 20 ask_app 8430 note
+check "as the new version" matches 'EXTRA=upgraded' ask_app 8430 env
+HOST_TIMEOUT=150 check "remove it, too" vm_remove owned
 check "no unit failed" equals "" in_host_sh 'systemctl reset-failed "dstack-vm@*" || :; systemctl --failed --no-legend --plain'

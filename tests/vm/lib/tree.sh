@@ -59,6 +59,7 @@ tree_make() {
     useradd -R "$new" -m -s /bin/bash bob
     systemctl --root="$new" -q mask getty.target console-getty.service apt-daily.timer \
         apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer e2scrub_all.timer
+    systemctl --root="$new" -q disable ssh.service ssh.socket
     systemctl --root="$new" -q enable bench-world.service bench-dns.service bench-private.service docker-registry.service
     images_make "$new"
 }
