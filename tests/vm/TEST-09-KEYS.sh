@@ -31,7 +31,7 @@ check "dstackctl doctor is content with it" in_host dstackctl doctor
 printf 'API_TOKEN=%s\n' "'$TOKEN'" >"$SECRETS"
 machine_copy "$SECRETS" /root/keys.env
 HOST_TIMEOUT=500 must "deploy with the key service and a secret" in_host dstackctl deploy "$KEYS_APP" --name keys \
-    --key-provider kms --env-file /root/keys.env --registry-insecure "$REGISTRY" -c 2 -m 2G -p "$PORT:80" -p 8490:8090
+    --key-provider kms --env-file /root/keys.env --registry-insecure "$REGISTRY" --autostart -c 2 -m 2G -p "$PORT:80" -p 8490:8090
 APP=$(vm_field keys app_id)
 HASH=$(vm_field keys compose_hash)
 check "the container sees the secret, whatever it contains" matches "^API_TOKEN=$(sed 's/[\$\\"]/\\&/g' <<<"$TOKEN")\$" ask_app "$PORT" env
@@ -106,6 +106,13 @@ check "the new version runs" matches 'EXTRA=upgraded' ask_app "$PORT" env
 check "data stays" equals "kept" ask_app "$PORT" note
 check "keys stay" equals "$KEY" key_of
 check "the denial is in the log" matches 'den' in_host dstackctl kms release-log "$APP"
+
+# --- the host reboots -----------------------------------------------------------------------------
+must "the host reboots" "$VM_DIR/machine" reboot
+TAIL=40 must "and starts the VM, without being asked" eventually 300 vm_is active keys
+check "t13 the note is there still" equals "kept" eventually 20 ask_app "$PORT" note
+check "the root keys were opened again" equals "$CA" kms_property CaPublicKey
+check "the key is the same still" equals "$KEY" key_of
 HOST_TIMEOUT=150 check "remove it" vm_remove keys
 
 # --- a secret that the guest itself needs ---------------------------------------------------------

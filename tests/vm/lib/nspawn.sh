@@ -105,9 +105,14 @@ machine_start() {
 }
 
 machine_boot() (
-    local spawner leader='' state
     machine_mount
     repo_make "$APT_DIR"
+    machine_up
+)
+
+# machine_up: boot what is mounted.
+machine_up() {
+    local spawner leader='' state
     say "booting the host machine …"
     machine_spawn
     spawner=$(cat "$RUN/nspawn")
@@ -123,7 +128,7 @@ machine_boot() (
     state=$(machine_enter timeout 90 systemctl is-system-running --wait || :)
     say "the host machine is $state"
     [ "$state" = running ] || machine_enter systemctl --no-pager --failed
-)
+}
 
 # machine_enter COMMAND…: run in the machine's namespaces, outside its units: works without its bus.
 machine_enter() {
@@ -146,14 +151,31 @@ machine_run() {
         "${opts[@]}" -- "$@"
 }
 
-machine_stop() {
+# machine_halt: shut it down in order, for at most a minute.
+machine_halt() {
     local leader
-    if leader=$(machine_leader); then
-        kill -s RTMIN+4 "$leader" 2>/dev/null || :
-        for _ in $(seq 600); do
-            [ -e "/proc/$leader" ] || break
-            sleep 0.1
-        done
-    fi
+    leader=$(machine_leader) || return 0
+    kill -s RTMIN+4 "$leader" 2>/dev/null || :
+    for _ in $(seq 600); do
+        [ -e "/proc/$leader" ] || return 0
+        sleep 0.1
+    done
+    return 1
+}
+
+machine_stop() {
+    machine_halt || :
     machine_clean
 }
+
+# machine_reboot: down in order and up again, with what is on its disk. It is for nspawn's caller to start it again.
+machine_reboot() (
+    local spawner
+    spawner=$(cat "$RUN/nspawn") || die "the host machine is not running. Start it with: tests/vm/machine start"
+    machine_halt || die "the host machine did not shut down within a minute; see $LOGS/machine-console.log"
+    for _ in $(seq 100); do
+        [ -e "/proc/$spawner" ] || break
+        sleep 0.1
+    done
+    machine_up
+)
