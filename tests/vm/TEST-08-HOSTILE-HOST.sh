@@ -117,12 +117,12 @@ check "put the root back" in_host_sh 'rm -r "$1"; mv "$1.mine" "$1"; systemctl r
 
 # --- time, and a device that changes --------------------------------------------------------------
 # A QEMU whose clock is a year behind, and a config disk that is edited once the guest has read it.
-late_qemu() { in_host_sh 'cat >/usr/local/bin/qemu-late; chmod 755 /usr/local/bin/qemu-late
-    printf "[cvm]\nqemu_path = \"/usr/local/bin/qemu-late\"\n" >/etc/dstack/teepod.toml.d/60-late.toml
+printf '#!/bin/sh\nexec /usr/bin/qemu-system-x86_64 "$@" -rtc base=%s\n' "$(date -u -d '1 year ago' +%FT%T)" >"$OUT/qemu-late"
+late_qemu() { machine_copy "$OUT/qemu-late" /usr/local/bin/qemu-late && in_host_sh 'chmod 755 /usr/local/bin/qemu-late
+    qemu-late --version; printf "[cvm]\nqemu_path = \"/usr/local/bin/qemu-late\"\n" >/etc/dstack/teepod.toml.d/60-late.toml
     systemctl restart dstack-teepod.service'; }
 STOPPED=$(in_host date +%s)
-check "set the VM's clock back a year" late_qemu <<<"#!/bin/sh
-exec /usr/bin/qemu-system-x86_64 \"\$@\" -rtc base=$(date -u -d '1 year ago' +%FT%T)"
+check "set the VM's clock back a year" late_qemu
 check "start the victim" in_host dstackctl --no-wait vm start victim
 TAIL=40 check "once it has read its inputs" eventually 200 matches '(keys|disk|docker) [0-9.]+' status_of victim
 check "edit them in place" in_host_sh 'cp -p "$1" "$1.mine"; sed "s/EXTRA:-unset/EXTRA:-spied/" "$1.mine" >/root/edited
