@@ -152,6 +152,26 @@ fn t12_a_clock_set_back_does_not_make_an_old_certificate_good() {
 }
 
 #[test]
+fn t12_the_key_services_certificate_tells_a_guest_of_a_year_ago_the_time() {
+    let began = OffsetDateTime::now_utc() - time::Duration::hours(20);
+    let kms = Kms::start_with(Mode::Good, &realm(), began);
+    let clock = Clock::new(0, || {
+        let now = std::time::SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        now - 365 * 86_400
+    });
+    let (outcome, _) = ask_by(&clock, &kms, &[kms.url()], || ());
+    assert!(outcome.is_ok(), "{outcome:?}");
+    assert!(clock.is_behind());
+    assert_eq!(i64::try_from(clock.now()).unwrap(), began.unix_timestamp());
+    // Somebody else's certificate tells nothing.
+    let other = Kms::start_with(Mode::Good, &realm(), began);
+    let clock = Clock::new(0, || 1);
+    let (outcome, _) = ask_by(&clock, &kms, &[other.url()], || ());
+    assert!(matches!(outcome, Err(KmsError::Foreign(_))), "{outcome:?}");
+    assert_eq!(clock.now(), 1);
+}
+
+#[test]
 fn pauses_vary_between_half_and_whole() {
     let pause = Duration::from_secs(8);
     for _ in 0..100 {

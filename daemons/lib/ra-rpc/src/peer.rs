@@ -128,6 +128,9 @@ pub enum PeerError {
     /// Its certificate is not valid now, or for too long.
     #[error("the peer's certificate is {0}")]
     Dates(&'static str),
+    /// Its certificate is the pinned authority's and begins at this time, seconds since 1970, so this clock is behind.
+    #[error("the peer's certificate begins at {0} (Unix seconds): this clock is behind")]
+    NotYet(u64),
     /// The authority that was pinned is not in its chain.
     #[error("the peer's certificate is not of the pinned authority")]
     Authority,
@@ -291,11 +294,21 @@ impl Verifier {
         }
         let now = self.now();
         let claims = certificate::parse(leaf)?;
-        let ends = dates(leaf, now, rules.issued.is_none())?;
+        let validity = validity(leaf)?;
+        // The authority's word of when its certificate begins is heard also by who believes that time is to come.
+        let early = rules.issued.is_some() && now < validity.0;
+        if !early {
+            dates(validity, now, rules.issued.is_none())?;
+        }
         if let Some((anchor, usages)) = &rules.issued {
-            anchor.check(leaf, rest, side, UnixTime::since_unix_epoch(Duration::from_secs(now)))?;
+            let at = UnixTime::since_unix_epoch(Duration::from_secs(now.max(validity.0)));
+            anchor.check(leaf, rest, side, at)?;
             check_usage(claims.usage, usages)?;
         }
+        if early {
+            return Err(PeerError::NotYet(validity.0));
+        }
+        let ends = validity.1;
         let verdict = self.verdict(&claims, rules.needs, now).await?;
         peer(claims, verdict, rules.issued.is_some(), ends.min(now + VERDICT_TTL.as_secs()))
     }
@@ -388,19 +401,23 @@ fn peer(claims: Claims, verdict: Option<Arc<Verdict>>, issued: bool, ends: u64) 
     })
 }
 
-/// Checks the certificate's dates; gives its end, seconds since 1970.
-fn dates(leaf: &CertificateDer<'_>, now: u64, self_signed: bool) -> Result<u64, PeerError> {
+/// Begin and end of a certificate, seconds since 1970.
+fn validity(leaf: &CertificateDer<'_>) -> Result<(u64, u64), PeerError> {
     let (_, certificate) = X509Certificate::from_der(leaf).map_err(|_| CertificateError::NotX509)?;
     let seconds = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
     let validity = certificate.validity();
-    let (from, to) = (seconds(validity.not_before), seconds(validity.not_after));
+    Ok((seconds(validity.not_before), seconds(validity.not_after)))
+}
+
+/// Checks a certificate's dates.
+fn dates((from, to): (u64, u64), now: u64, self_signed: bool) -> Result<(), PeerError> {
     match () {
         () if now < from => Err(PeerError::Dates("not valid yet; compare the clocks")),
         () if now >= to => Err(PeerError::Dates("expired")),
         () if self_signed && to - now > SELF_SIGNED_MAX.as_secs() => {
             Err(PeerError::Dates("valid for more than 7 days"))
         }
-        () => Ok(to),
+        () => Ok(()),
     }
 }
 
