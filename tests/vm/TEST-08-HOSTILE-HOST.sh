@@ -33,7 +33,7 @@ size_of() { in_host_sh 'tar -tvf "$1" | awk -v m="$2" "\$NF == m { print \$3 }"'
 needs_kms
 # Values of one length, so that one blob can stand in for the other.
 in_host_sh 'printf "API_TOKEN=token-of-one\n" >/root/v.env; printf "API_TOKEN=token-of-two\n" >/root/o.env'
-must "deploy the victim" in_host dstackctl --no-wait deploy "$KEYS_APP" --name victim --key-provider kms \
+must "deploy the victim" in_host dstackctl --no-wait deploy "$KEYS_APP" --name victim --key-provider kms --rollback refuse \
     --env-file /root/v.env --registry-insecure "$REGISTRY" -m 1536M -p 8410:80
 must "deploy another app" in_host dstackctl --no-wait deploy "$KEYS_APP" --name other --key-provider kms \
     --env-file /root/o.env --registry-insecure "$REGISTRY" -m 1536M -p 8411:80
@@ -52,6 +52,7 @@ check "t19 the key service is reached by guests all the same" in_host_sh \
 # --- disks ----------------------------------------------------------------------------------------
 check "stop the victim" stop victim
 check "stop the other" stop other
+check "keep a copy of the victim's disk" in_host_sh 'cp --sparse=always "$1" /root/older.qcow2' "$(disk_of victim)"
 swap() { in_host_sh 'mv "$1" "$1.mine"; cp --sparse=always --preserve=all "$2" "$1"
     chown --reference="$1.mine" "$1"' "$(disk_of victim)" "$(disk_of other)"; }
 check "give the victim another app's disk" swap
@@ -99,7 +100,13 @@ check "allow this image alone, by its measurements" in_host_sh 'mkdir -p /etc/ds
     cat /etc/dstack/policy.d/image.toml; systemctl reload dstack-kms.service' "/var/lib/dstack/images/$IMAGE"
 HOST_TIMEOUT=500 check "t02 it gets its keys" in_host dstackctl vm start victim
 check "and its disk" equals kept eventually 20 ask_app 8410 note
-check "stop it" stop victim
+check "pull its plug" in_host dstackctl vm kill victim
+check "give it the disk of its first boot" in_host_sh 'mv "$1" "$1.mine"; cp --sparse=always --preserve=all /root/older.qcow2 "$1"
+    chown --reference="$1.mine" "$1"' "$(disk_of victim)"
+refuses "p07 t13 an older disk is refused" 'the data disk is older than the key service knows' victim
+check "p07 and left untouched" in_host qemu-img compare -q "$(disk_of victim)" /root/older.qcow2
+check "the key service says how a backup is restored" kms_said "forget-disk|older"
+check "its newest disk again" in_host_sh 'mv "$1.mine" "$1"; rm /root/older.qcow2' "$(disk_of victim)"
 check "change one word of the measured command line" in_host_sh \
     'cp -p "$1" /root/uki; sed -i "s/lockdown=confidentiality/lockdown=cOnfidentiality/" "$1"; ! cmp -s "$1" /root/uki' "$UKI"
 refuses "t02 the changed image gets no keys" 'the key service refused the app keys' victim
