@@ -35,7 +35,7 @@ build: ## compile every daemon and command line (release)
 prefix ?= /usr
 BIN ?= $(CARGO_TARGET_DIR)/release
 LIBEXEC = dstack-teepod dstack-vm dstack-vm-net dstack-prepare dstack-app dstack-network dstack-status dstack-tappd \
-	dstack-quote-sim dstack-kms dstack-kms-seal dstack-tproxy
+	dstack-quote-sim dstack-kms dstack-kms-seal dstack-tproxy dstack-tproxy-flow
 PUT = install -m 644 -D -t $(DESTDIR)
 UNITS = $(foreach t,service socket slice target timer mount,$(wildcard units/host/*.$(t) units/guest/*.$(t)))
 

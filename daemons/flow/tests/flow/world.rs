@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The real program, a control plane of ours, and instances on loopback addresses.
+
+use dstack_core::flow::{
+    self, Certificate, Config, Decoder, FromFlow, Instance, Parsed, Secret, Stats, Target, ToFlow,
+};
+use std::collections::{BTreeSet, HashMap};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+pub const BASE: &str = "app.test";
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub fn id(byte: u8) -> String {
+    hex(byte).repeat(20)
+}
+
+fn hex(byte: u8) -> String {
+    format!("{byte:02x}")
+}
+
+pub fn instance(id: u8, app: u8, address: &str) -> Instance {
+    Instance {
+        instance_id: [id; 20].into(),
+        app_id: [app; 20].into(),
+        address: address.parse().unwrap(),
+        handshake: Some(u64::from(id)),
+        port_policy: None,
+        proxy_protocol: BTreeSet::new(),
+        draining: false,
+    }
+}
+
+pub fn config() -> Config {
+    Config { base_domains: vec![BASE.into()], ..Config::default() }
+}
+
+/// What the control plane says to a data plane that connects, and how it answers names.
+#[derive(Clone, Default)]
+pub struct Script {
+    pub config: Config,
+    pub certificates: Vec<Certificate>,
+    pub instances: Vec<Instance>,
+    pub names: HashMap<String, Option<Target>>,
+}
+
+pub struct World {
+    pub child: Child,
+    pub ingress: SocketAddr,
+    pub passthrough: SocketAddr,
+    pub http: SocketAddr,
+    _directory: tempfile::TempDir,
+    link: Arc<Mutex<Option<UnixStream>>>,
+    script: Arc<Mutex<Script>>,
+    pub heard: Receiver<FromFlow>,
+}
+
+fn serve(
+    listener: UnixListener,
+    script: Arc<Mutex<Script>>,
+    link: Arc<Mutex<Option<UnixStream>>>,
+    heard: std::sync::mpsc::Sender<FromFlow>,
+) {
+    for stream in listener.incoming() {
+        let mut stream = stream.unwrap();
+        let start = script.lock().unwrap().clone();
+        for message in [
+            ToFlow::Config(start.config),
+            ToFlow::Certificates(start.certificates),
+            ToFlow::Routes { instances: start.instances },
+        ] {
+            stream.write_all(&flow::format(&message).unwrap()).unwrap();
+        }
+        *link.lock().unwrap() = Some(stream.try_clone().unwrap());
+        let (mut decoder, mut piece) = (Decoder::default(), [0; 65_536]);
+        while let Ok(count @ 1..) = stream.read(&mut piece) {
+            decoder.push(&piece[..count]);
+            while let Some(body) = decoder.next_frame().unwrap() {
+                let Parsed::Known(message) = flow::parse::<FromFlow>(body).unwrap() else {
+                    panic!("unknown")
+                };
+                if let FromFlow::Name { name } = &message
+                    && let Some(target) = script.lock().unwrap().names.get(name)
+                {
+                    let answer = ToFlow::NameAnswer { name: name.clone(), target: *target, ttl: 60 };
+                    stream.write_all(&flow::format(&answer).unwrap()).unwrap();
+                }
+                if heard.send(message).is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl World {
+    pub fn new(script: Script) -> Self {
+        Self::limited(script, None)
+    }
+
+    /// With so many descriptors.
+    pub fn limited(script: Script, descriptors: Option<u32>) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("flow.sock");
+        let (link, script) = (Arc::new(Mutex::new(None)), Arc::new(Mutex::new(script)));
+        let (sender, heard) = channel();
+        let listener = UnixListener::bind(&socket).unwrap();
+        let shared = (Arc::clone(&script), Arc::clone(&link));
+        std::thread::spawn(move || serve(listener, shared.0, shared.1, sender));
+        let program = env!("CARGO_BIN_EXE_dstack-tproxy-flow");
+        let limit = descriptors.map_or(String::new(), |limit| format!("ulimit -n {limit}; "));
+        let listen = "--listen 127.0.0.1:0 --listen-passthrough 127.0.0.1:0 --listen-http 127.0.0.1:0";
+        let line = format!(
+            "{limit}exec {program} --generation 3 --workers 2 --control {} {listen}",
+            socket.display()
+        );
+        let mut child = Command::new("/bin/sh").args(["-c", &line]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut address = || lines.next().unwrap().unwrap().split_once(' ').unwrap().1.parse().unwrap();
+        let (ingress, passthrough, http) = (address(), address(), address());
+        let world = Self { child, ingress, passthrough, http, _directory: directory, link, script, heard };
+        world.expect(|message| matches!(message, FromFlow::Hello { version: 1, generation: 3, .. }));
+        world
+    }
+
+    /// Says something to the data plane, and to the next that connects.
+    pub fn say(&self, change: impl FnOnce(&mut Script), message: &ToFlow) {
+        change(&mut self.script.lock().unwrap());
+        let frame = flow::format(message).unwrap();
+        self.link.lock().unwrap().as_ref().unwrap().write_all(&frame).unwrap();
+    }
+
+    /// The control plane goes away for a moment.
+    pub fn restart_control(&self) {
+        let link = self.link.lock().unwrap().take().unwrap();
+        link.shutdown(std::net::Shutdown::Both).unwrap();
+        self.expect(|message| matches!(message, FromFlow::Hello { .. }));
+    }
+
+    pub fn expect(&self, wanted: impl Fn(&FromFlow) -> bool) -> FromFlow {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match self.heard.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(message) if wanted(&message) => return message,
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                    panic!("not heard in time")
+                }
+            }
+        }
+    }
+
+    /// Waits until the numbers say so.
+    pub fn counted(&self, wanted: impl Fn(&Stats) -> bool) {
+        self.expect(|message| matches!(message, FromFlow::Stats(stats) if wanted(stats)));
+    }
+
+    pub fn terminate(&self) {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// An instance's port: each connection gets a thread.
+pub fn serve_port(address: &str, act: impl Fn(TcpStream) + Send + Sync + 'static) -> u16 {
+    let address: IpAddr = address.parse().unwrap();
+    let listener = TcpListener::bind((address, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let act = Arc::new(act);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let act = Arc::clone(&act);
+            std::thread::spawn(move || act(stream));
+        }
+    });
+    port
+}
+
+/// Sends back whatever comes, until the end.
+pub fn echo(address: &str) -> u16 {
+    serve_port(address, |mut stream| {
+        let mut other = stream.try_clone().unwrap();
+        if std::io::copy(&mut stream, &mut other).is_ok() {
+            let _ = other.shutdown(std::net::Shutdown::Write);
+        }
+    })
+}
+
+pub fn connect(to: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(to).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+pub fn key_pair(ed25519: bool) -> (String, String) {
+    let algorithm = if ed25519 { &rcgen::PKCS_ED25519 } else { &rcgen::PKCS_ECDSA_P256_SHA256 };
+    let key = rcgen::KeyPair::generate_for(algorithm).unwrap();
+    let params = rcgen::CertificateParams::new(vec![format!("*.{BASE}")]).unwrap();
+    (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+}
+
+pub fn certificate(ed25519: bool) -> Certificate {
+    let (chain, key) = key_pair(ed25519);
+    Certificate { names: vec![format!("*.{BASE}")], chain, key: Secret::from(key) }
+}
