@@ -16,7 +16,7 @@ export CACHE OUT CARGO_TARGET_DIR V ONLY KEEP DEBIAN_MIRROR
 
 DEPS = tests/vm/lib/deps.sh
 
-.PHONY: help all build install deb image demo check unit scores sdk attacks bench-boot bench-kms lint machine clean distclean
+.PHONY: help all build install deb image demo check unit scores sdk attacks bench-boot bench-kms bench-proxy lint machine clean distclean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -96,6 +96,10 @@ attacks: ## one line for each known attack and trust rule, with the tests that h
 
 bench-kms: ## keys a second, p99 and memory of the key service
 	@tests/bench/kms/run
+
+bench-proxy: ## the ingress beside HAProxy, nginx and sniproxy, and what it must reach
+	@$(DEPS) build unit
+	@tests/bench/proxy/run
 
 bench-boot: ## boot time, ours against a plain Debian with Docker, in one run
 	@tests/bench/boot/run
