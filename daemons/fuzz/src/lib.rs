@@ -62,8 +62,12 @@ pub const TARGETS: &[Target] = &[
     Target { name: "certificate", run: evidence::certificate, samples: evidence::certificate_samples },
     Target { name: "encrypted_env", run: bodies::encrypted_env, samples: bodies::encrypted_env_samples },
     Target { name: "prpc_body", run: bodies::prpc_body, samples: bodies::prpc_body_samples },
-    Target { name: "wireguard", run: wireguard::values, samples: wireguard::values_samples },
-    Target { name: "wireguard_uapi", run: wireguard::uapi, samples: wireguard::uapi_samples },
+    Target { name: "wireguard", run: wireguard::wireguard, samples: wireguard::wireguard_samples },
+    Target {
+        name: "wireguard_uapi",
+        run: wireguard::wireguard_uapi,
+        samples: wireguard::wireguard_uapi_samples,
+    },
 ];
 
 /// Whatever parses as a config disk is exactly what the writer makes of it.

@@ -40,7 +40,7 @@ impl Guest {
                 DiskKey::Persistent { key, label } => format!("{label} {}", *key.expose_hex()),
             });
             watch.written(self.written);
-            Ok(())
+            Ok(watch.commit()?)
         };
         let layout = self.layout();
         Boot { layout: &layout, tee, config_disk: &device, clock: clock.clone(), disk: &disk }.run()

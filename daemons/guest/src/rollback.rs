@@ -106,19 +106,21 @@ pub struct Guard<'a> {
     pub epochs: Option<Epochs<'a>>,
     /// What was begun and is not committed.
     pending: Option<Epoch>,
+    /// When the disk was last written, seconds since 1970.
+    newest: u64,
 }
 
 impl<'a> Guard<'a> {
     /// A watch that has seen nothing yet.
     #[must_use]
     pub const fn new(layout: &'a Layout, clock: &'a Clock, epochs: Option<Epochs<'a>>) -> Self {
-        Self { layout, clock, epochs, pending: None }
+        Self { layout, clock, epochs, pending: None, newest: 0 }
     }
 }
 
 impl Watch for Guard<'_> {
     fn written(&mut self, time: u64) {
-        self.clock.raise(time);
+        self.newest = self.newest.max(time);
     }
 
     fn begin(&mut self, sector: &Sector, fresh: bool) -> Result<Option<Sector>, RollbackError> {
@@ -136,10 +138,12 @@ impl Watch for Guard<'_> {
     }
 
     fn commit(&mut self) -> Result<(), RollbackError> {
-        match (&mut self.epochs, self.pending.take()) {
-            (Some(epochs), Some(epoch)) => epochs.commit(epoch),
-            _ => Ok(()),
+        if let (Some(epochs), Some(epoch)) = (&mut self.epochs, self.pending.take()) {
+            epochs.commit(epoch)?;
         }
+        // Not before: a disk of a time to come must not make the key service's certificate look expired.
+        self.clock.raise(self.newest);
+        Ok(())
     }
 }
 

@@ -27,13 +27,15 @@ struct Disk {
     sector: Option<Sector>,
     /// The first sector as the journal has it, when the file system was not put away.
     journal: Option<Sector>,
+    /// When it was last written, seconds since 1970.
+    newest: u64,
     /// What was done to it.
     done: Vec<&'static str>,
 }
 
 impl Opened for Disk {
     fn superblock(&mut self) -> Result<(Superblock, u64), DiskError> {
-        Ok((Superblock { blocks: 1, block_size: 1024, newest: 0 }, 1024))
+        Ok((Superblock { blocks: 1, block_size: 1024, newest: self.newest }, 1024))
     }
 
     fn first_sector(&mut self) -> Result<Sector, DiskError> {
@@ -193,6 +195,17 @@ fn p07_t13_a_disk_that_was_put_back_ends_the_boot_and_stays_as_it_is() {
     let damaged = RefCell::new(Disk { sector: Some([7; SIZE]), ..Disk::default() });
     assert_eq!(boot(&service, &damaged).unwrap_err().failure(), Failure::DiskForeign);
     boot(&service, &disk).unwrap();
+}
+
+#[test]
+fn t13_t12_a_disk_of_a_time_to_come_does_not_lock_its_app_out() {
+    let (service, disk) = (Service::start(), RefCell::<Disk>::default());
+    boot(&service, &disk).unwrap();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    disk.borrow_mut().newest = now + 365 * 86_400;
+    boot(&service, &disk).unwrap();
+    boot(&service, &disk).unwrap();
+    assert_eq!(disk.borrow().epoch(), Some(3));
 }
 
 #[test]

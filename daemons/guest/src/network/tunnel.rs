@@ -116,12 +116,14 @@ fn check(server: &Resolved, client_ip: IpAddr) -> Result<Server, AnswerError> {
 }
 
 /// An address inside a tunnel. Only private ones: no answer may lead the traffic for a public address into the tunnel.
+/// And none of those that Docker gives to containers (172.16.0.0/12, 192.168.0.0/16): a route for one address would win
+/// over the container's own.
 fn inner(text: &str) -> Option<IpAddr> {
     let ip: IpAddr = text.parse().ok()?;
     let private = match ip {
         IpAddr::V4(v4) => {
             let [a, b, ..] = v4.octets();
-            v4.is_private() || (a == 100 && (64..128).contains(&b))
+            a == 10 || (a == 100 && (64..128).contains(&b))
         }
         IpAddr::V6(v6) => v6.is_unique_local(),
     };

@@ -186,7 +186,7 @@ impl Manager {
         #[zbus(header)] call: Header<'_>,
     ) -> Result<Vec<Vec<u8>>, Error> {
         self.allow(&call, actions::SIGN_GATEWAY, "").await?;
-        self.engine.sign_gateway(&public_key)
+        self.engine.sign_gateway(&public_key).await
     }
 
     /// Reads the policy again; what is wrong leaves the old one in force.

@@ -150,6 +150,8 @@ async fn t17_a_gateway_certificate_needs_a_gateway() {
     world.start().await;
     let chain = world.manager.sign_gateway_certificate(&key).await.unwrap();
     assert_eq!(chain.len(), 2);
+    let log = world.manager.get_release_log(&"ab".repeat(20), 0, 0).await.unwrap();
+    assert!(format!("{log:?}").contains("role=gateway:rpc"), "t23: {log:?}");
     let bad = world.manager.sign_gateway_certificate(b"no key").await;
     assert!(matches!(bad, Err(Error::InvalidArgument(_))), "{bad:?}");
 }

@@ -122,7 +122,7 @@ async fn p15_an_app_does_not_fill_the_release_log_with_certificates() {
 async fn t17_a_gateway_gets_a_certificate_of_its_role_and_no_other() {
     let world = World::new().await;
     let key = dstack_ra_tls::certificate::AttestedKey::generate().unwrap().public_key();
-    let refused = world.engine.sign_gateway(&key).unwrap_err().to_string();
+    let refused = world.engine.sign_gateway(&key).await.unwrap_err().to_string();
     assert!(refused.contains("gateway_app_id"), "no gateway is set: {refused}");
     let authority = world.engine.authority().unwrap();
     let app = [9; 20].into();
