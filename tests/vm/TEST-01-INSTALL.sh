@@ -40,7 +40,8 @@ check "a request without a token gets 401" equals 401 \
 check "the key service listens on its port" matches ':9043' listening 9043
 check "before its bootstrap the key service says what to do" matches 'dstackctl kms bootstrap' in_host_sh \
     'busctl get-property org.dstack.kms1 /org/dstack/kms1 org.dstack.kms1.Manager Bootstrapped; systemctl show -P StatusText dstack-kms.service'
-check "before its configuration the ingress says what to do" matches 'proxy.base_domain' in_host systemctl show -P StatusText dstack-tproxy.service
+check "before its configuration the ingress says what to do" matches 'proxy.base_domain' in_host_sh \
+    'systemctl start dstack-tproxy.service; systemctl show -P StatusText dstack-tproxy.service'
 
 for page in dstackctl.1 dstack-teepod.8 dstack-kms.8 dstack-tproxy.8 org.dstack.teepod1.5 org.dstack.kms1.5; do
     check "man page $page" in_host_sh 'ls /usr/share/man/man*/"$1"*' "$page"
