@@ -151,12 +151,12 @@ machine_run() {
         "${opts[@]}" -- "$@"
 }
 
-# machine_halt: shut it down in order, for at most a minute.
+# machine_halt: shut it down in order, for at most three minutes: its VMs have up to one and a half each.
 machine_halt() {
     local leader
     leader=$(machine_leader) || return 0
     kill -s RTMIN+4 "$leader" 2>/dev/null || :
-    for _ in $(seq 600); do
+    for _ in $(seq 1800); do
         [ -e "/proc/$leader" ] || return 0
         sleep 0.1
     done
@@ -172,7 +172,7 @@ machine_stop() {
 machine_reboot() (
     local spawner
     spawner=$(cat "$RUN/nspawn") || die "the host machine is not running. Start it with: tests/vm/machine start"
-    machine_halt || die "the host machine did not shut down within a minute; see $LOGS/machine-console.log"
+    machine_halt || die "the host machine did not shut down within three minutes; see $LOGS/machine-console.log"
     for _ in $(seq 100); do
         [ -e "/proc/$spawner" ] || break
         sleep 0.1
