@@ -65,7 +65,8 @@ machine_spawn() {
     fi
     [ -e /dev/kvm ] && args+=(--bind=/dev/kvm)
     [ -e /dev/vhost-vsock ] && args+=(--bind=/dev/vhost-vsock)
-    [ -e /dev/net/tun ] && args+=(--bind=/dev/net/tun)
+    # Open to all as udev makes it, whatever the mode outside is: the kernel asks for CAP_NET_ADMIN anyway.
+    [ -e /dev/net/tun ] && { [ -e "$RUN/tun" ] || mknod -m 666 "$RUN/tun" c 10 200; } && args+=(--bind="$RUN/tun:/dev/net/tun")
     mkdir -p "$LOGS"
     (
         exec </dev/null >"$LOGS/machine-console.log" 2>&1
