@@ -67,6 +67,12 @@ pub struct Document {
     /// Keep load and containers inside the VM
     #[arg(long, help_heading = "What is measured")]
     pub no_public_sysinfo: bool,
+    /// Make the app reachable by name through the ingress; by default where the host has one and the app has keys
+    #[arg(long, overrides_with = "no_tproxy", help_heading = "What is measured")]
+    pub tproxy: bool,
+    /// Keep the app away from the ingress
+    #[arg(long, help_heading = "What is measured")]
+    pub no_tproxy: bool,
     /// Pull exactly the images that the tags name now: write their digests into the compose file
     #[arg(long, conflicts_with = "allow_tags", help_heading = "What is measured")]
     pub pin: bool,

@@ -47,6 +47,8 @@ pub struct Trust {
     pub upgrade_keys: Vec<SignerKey>,
     /// What an older data disk does (T13).
     pub rollback: Option<Rollback>,
+    /// Whether its instances register with the ingress.
+    pub tproxy: bool,
 }
 
 impl Trust {
@@ -60,6 +62,7 @@ impl Trust {
             env_signer: document.env_signer,
             upgrade_keys: document.upgrade_keys.clone(),
             rollback: document.rollback,
+            tproxy: document.tproxy_enabled,
         }
     }
 }
@@ -216,7 +219,7 @@ fn from_parts(
         docker_compose_file: text,
         docker_config: docker_config(options, trust)?,
         kms_enabled: trust.key_provider_id.is_some(),
-        tproxy_enabled: false,
+        tproxy_enabled: trust.tproxy,
         public_logs: !options.no_public_logs,
         public_sysinfo: !options.no_public_sysinfo,
         key_provider: if trust.key_provider_id.is_some() { "kms" } else { "none" },
@@ -273,6 +276,8 @@ fn refuse_changes(options: &Document) -> Result<(), Failure> {
         ("--no-public-logs", options.no_public_logs),
         ("--public-sysinfo", options.public_sysinfo),
         ("--no-public-sysinfo", options.no_public_sysinfo),
+        ("--tproxy", options.tproxy),
+        ("--no-tproxy", options.no_tproxy),
         ("--pin", options.pin),
         ("--key-provider", options.key_provider.is_some()),
         ("--kms", options.kms.is_some()),

@@ -128,6 +128,7 @@ fn t03_t08_t09_golden_bytes_with_a_key_service() {
         env_signer: Some(key("aa")),
         upgrade_keys: vec![key("bb")],
         rollback: Some(dstack_core::compose::Rollback::Refuse),
+        tproxy: true,
     };
     let built = build(Some(&input(FILE)), Some("hello"), &options, &trust).unwrap();
     let golden = format!(
@@ -136,7 +137,7 @@ fn t03_t08_t09_golden_bytes_with_a_key_service() {
             r#"{"manifest_version":2,"name":"hello","runner":"docker-compose","#,
             r#""docker_compose_file":"services:\n  web:\n    image: nginx:1\n","#,
             r#""docker_config":{"registry":"registry.test","username":"me","token_key":"TOKEN"},"#,
-            r#""kms_enabled":true,"tproxy_enabled":false,"public_logs":true,"public_sysinfo":true,"#,
+            r#""kms_enabled":true,"tproxy_enabled":true,"public_logs":true,"public_sysinfo":true,"#,
             r#""key_provider":"kms","allowed_envs":["A","TOKEN"],"key_provider_id":"3059","#,
         ),
         format_args!(

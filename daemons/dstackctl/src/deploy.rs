@@ -8,6 +8,7 @@ use crate::client::Client;
 use crate::compose::{self, Built};
 use crate::errors::{Exit, Failure};
 use crate::events::Events;
+use crate::ingress;
 use crate::jobs::{self, End, Work};
 use crate::output::{Tone, Ui, note};
 use crate::prepare::{self, Prepared};
@@ -119,6 +120,11 @@ fn warn(built: &Built) {
     if built.parsed.key_provider() == KeyProvider::None {
         note(&format!("note: {EPHEMERAL}"));
     }
+    if built.parsed.tproxy_enabled && built.parsed.key_provider() == KeyProvider::None {
+        note(
+            "note: the app asks for the ingress and has no keys to show there, so it is not reached by name",
+        );
+    }
     if built.parsed.public_logs {
         note(
             "note: the containers' logs are public: whoever reaches the VM can read them (--no-public-logs)",
@@ -174,6 +180,12 @@ async fn ports(client: &Client, shape: &Shape) -> Result<Vec<Port>, Failure> {
         (p.protocol.to_string(), p.host_address.to_string(), p.host_port, p.vm_port)
     };
     Ok(mappings.into_iter().map(wire).collect())
+}
+
+/// Addresses by the ingress.
+struct Named {
+    urls: Vec<String>,
+    online: bool,
 }
 
 struct Deployment<'a> {
@@ -263,18 +275,50 @@ impl Deployment<'_> {
     async fn running(&self, vm: &OwnedObjectPath, took: std::time::Duration) -> Result<(), Failure> {
         let vm = self.client.vm_at(vm.clone()).await?;
         let reached = answer::ask_all(self.client, &vm.ports().await?, answer::PATIENCE).await;
+        let named = self.named(&vm).await?;
         if self.ui.json {
-            return self.ui.json(&self.describe(&vm, &reached).await?);
+            let mut said = self.describe(&vm, &reached).await?;
+            if let (Some(said), Some(named)) = (said.as_object_mut(), &named) {
+                said.insert("public_urls".to_owned(), json!(named.urls));
+                said.insert("online".to_owned(), json!(named.online));
+            }
+            return self.ui.json(&said);
         }
         let (name, ui) = (self.name, self.ui);
         let mut text =
             format!("{} in {}\n", ui.paint(Tone::Good, &format!("{name} is up")), show_duration(took));
         text.extend(reached.iter().map(|r| self.url_line(r)));
+        text.extend(named.iter().map(|n| self.named_lines(n)));
         text.push_str(&format!("  app id       {}\n", vm.app_id().await?));
         text.push_str(&format!("  instance id  {}\n", vm.instance_id().await?));
         text.push_str(&format!("  logs         dstackctl logs {name} [CONTAINER]\n"));
         text.push_str(&format!("  console      dstackctl vm logs {name}\n"));
         ui.text(&text)
+    }
+
+    /// The app's names outside, once the ingress has heard of the instance.
+    async fn named(&self, vm: &VmProxy<'_>) -> Result<Option<Named>, Failure> {
+        if !self.built.parsed.tproxy_enabled {
+            return Ok(None);
+        }
+        let Some(ingress) = ingress::find(self.client).await? else { return Ok(None) };
+        let mut ports =
+            self.built.parsed.docker_compose_file.as_deref().map(ingress::published).unwrap_or_default();
+        if ports.is_empty() {
+            ports.insert(80);
+        }
+        let instance = vm.instance_id().await?;
+        let online = ingress::wait_online(self.client, &instance, ingress::PATIENCE).await?;
+        Ok(Some(Named { urls: ingress.urls(&self.app, &ports), online }))
+    }
+
+    fn named_lines(&self, named: &Named) -> String {
+        let (tone, words) = match named.online {
+            true => (Tone::Good, "through the ingress"),
+            false => (Tone::Warning, "not registered yet; see: dstackctl proxy list"),
+        };
+        let words = self.ui.paint(tone, words);
+        named.urls.iter().map(|url| format!("  url          {url}  {words}\n")).collect()
     }
 
     fn url_line(&self, reach: &Reach) -> String {

@@ -133,14 +133,17 @@ async fn show_now(client: &Client, work: &Work<'_>, progress: &mut Progress) {
     let builder = JobProxy::builder(&client.connection).path(work.job.clone());
     let Ok(job) = builder.cache_properties(zbus::proxy::CacheProperties::No).build().await else { return };
     if let Ok(stage) = job.stage().await {
-        progress.stage(&stage, None);
+        progress.job_stage(&stage, None);
     }
 }
 
 /// The guest's own progress, or the job's stage.
 fn show(progress: &mut Progress, values: &HashMap<String, OwnedVariant>) {
-    let stage = events::text(values, "BootProgress").or(events::text(values, "Stage")).unwrap_or_default();
-    progress.stage(stage, events::number(values, "Progress"));
+    let fraction = events::number(values, "Progress");
+    match events::text(values, "BootProgress") {
+        Some(words) => progress.guest_stage(words, fraction),
+        None => progress.job_stage(events::text(values, "Stage").unwrap_or_default(), fraction),
+    }
 }
 
 fn end_of(result: &str, error: Option<(String, String)>) -> Result<End, Failure> {

@@ -21,6 +21,7 @@ pub mod errors;
 pub mod events;
 pub mod identity;
 pub mod image;
+pub mod ingress;
 pub mod jobs;
 pub mod journal;
 pub mod kms;

@@ -10,6 +10,7 @@ use crate::client::Client;
 use crate::compose::{self, Built, Input, Trust};
 use crate::errors::Failure;
 use crate::identity::{self, Identity};
+use crate::ingress;
 use crate::output::note;
 use crate::pin::{self, Pinned, registry::Registries};
 use crate::provider::{self, Provider};
@@ -63,6 +64,7 @@ pub async fn deploy(
         env_signer: signer.as_ref().map(|s| s.public),
         upgrade_keys: owner_keys(options)?,
         rollback: options.rollback.and_then(OlderDisk::measured),
+        tproxy: by_name(client, options, provider.is_some()).await?,
     };
     let (input, pinned) = pinned_input(input, options, provider.is_some()).await?;
     let built = compose::build(input.as_ref(), name, options, &trust)?;
@@ -118,6 +120,15 @@ async fn chosen(
     }
 }
 
+/// Whether a new app goes to the ingress: as it is asked for, else where there is one. An instance shows its keys there.
+async fn by_name(client: Option<&Client>, options: &Document, keys: bool) -> Result<bool, Failure> {
+    match client {
+        _ if options.tproxy => Ok(true),
+        Some(client) if keys && !options.no_tproxy => Ok(ingress::find(client).await?.is_some()),
+        _ => Ok(false),
+    }
+}
+
 /// The owner's keys that options name.
 fn owner_keys(options: &Document) -> Result<Vec<SignerKey>, Failure> {
     options.upgrade_key.iter().map(|key| identity::public(key)).collect()
@@ -133,8 +144,11 @@ fn refuse_without_keys(options: &Document, variables: &Variables) -> Result<(), 
         .hint("on a host of your own: dstackctl kms bootstrap DOMAIN; one over the network: dstackctl kms trust URL; \
                values that are not secret can stand under `environment:` in the compose file"));
     }
-    let given =
-        [("--upgrade-key", !options.upgrade_key.is_empty()), ("--env-signer", options.env_signer.is_some())];
+    let given = [
+        ("--upgrade-key", !options.upgrade_key.is_empty()),
+        ("--env-signer", options.env_signer.is_some()),
+        ("--tproxy", options.tproxy),
+    ];
     match given.into_iter().find(|(_, set)| *set) {
         Some((option, _)) => {
             Err(Failure::usage(format!("{option} needs a key service: nobody else would heed it"))

@@ -14,6 +14,7 @@ pub struct Progress {
     began: Instant,
     stage: String,
     stage_began: Instant,
+    guest_speaks: bool,
 }
 
 impl Progress {
@@ -22,7 +23,7 @@ impl Progress {
     pub fn new(ui: &Ui) -> Self {
         let now = Instant::now();
         let bar = ui.animated.then(bar);
-        Self { bar, quiet: ui.json, began: now, stage: String::new(), stage_began: now }
+        Self { bar, quiet: ui.json, began: now, stage: String::new(), stage_began: now, guest_speaks: false }
     }
 
     /// Says what is being done now; repeating it changes nothing. `fraction` is from 0 to 1, negative when unknown.
@@ -36,6 +37,19 @@ impl Progress {
         if let (Some(bar), Some(fraction)) = (&self.bar, fraction) {
             let percent = format!("{:3.0} %", fraction.clamp(0.0, 1.0) * 100.0);
             bar.set_prefix(if fraction < 0.0 { String::new() } else { percent });
+        }
+    }
+
+    /// What the guest itself says of its boot. From then on the job's own stages, which come later, are not shown.
+    pub fn guest_stage(&mut self, stage: &str, fraction: Option<f64>) {
+        self.guest_speaks |= !stage.is_empty();
+        self.stage(stage, fraction);
+    }
+
+    /// What the job says.
+    pub fn job_stage(&mut self, stage: &str, fraction: Option<f64>) {
+        if !self.guest_speaks {
+            self.stage(stage, fraction);
         }
     }
 

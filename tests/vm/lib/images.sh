@@ -2,7 +2,7 @@
 # is made. No registry is in reach of the bench, so it brings its own: registry.test:5000.
 # shellcheck shell=bash
 
-IMAGES=(hello-web hello-counter bench keys)
+IMAGES=(hello-web hello-counter bench keys ingress)
 
 # images_make TREE: every image of the bench, pushed into the registry of TREE.
 images_make() {

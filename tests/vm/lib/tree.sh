@@ -59,7 +59,20 @@ tree_make() {
     useradd -R "$new" -m -s /bin/bash bob
     systemctl --root="$new" -q mask getty.target console-getty.service apt-daily.timer \
         apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer e2scrub_all.timer
-    systemctl --root="$new" -q disable ssh.service ssh.socket
-    systemctl --root="$new" -q enable bench-world.service bench-dns.service bench-private.service docker-registry.service
+    systemctl --root="$new" -q disable ssh.service ssh.socket knot.service
+    systemctl --root="$new" -q enable bench-world.service bench-dns.service bench-private.service \
+        bench-zones.service bench-acme.service docker-registry.service
+    tree_acme "$new"
     images_make "$new"
+}
+
+# tree_acme TREE: the certificate of the bench's certificate authority, and the root that vouches for its door.
+tree_acme() {
+    # shellcheck disable=SC2016 # runs in the tree
+    chroot "$1" sh -euc 'cd /etc/pebble
+        make() { openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 "$@" 2>/dev/null; }
+        make -subj /CN=bench-acme-door -keyout ca.key -out ca.pem
+        make -subj /CN=acme.test -addext subjectAltName=DNS:acme.test -CA ca.pem -CAkey ca.key -keyout server.key -out server.pem
+        rm ca.key
+        chmod 644 *'
 }

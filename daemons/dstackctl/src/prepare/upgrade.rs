@@ -69,6 +69,7 @@ async fn carried(
         env_signer: signer.as_ref().map_or(before.env_signer, |s| Some(s.public)),
         upgrade_keys: if owners.is_empty() { before.upgrade_keys } else { owners },
         rollback: options.rollback.map_or(before.rollback, OlderDisk::measured),
+        tproxy: options.tproxy || (before.tproxy && !options.no_tproxy),
     };
     let (input, pinned) = pinned_input(input, options, trust.key_provider_id.is_some()).await?;
     let built = compose::build(input.as_ref(), Some(name), options, &trust)?;

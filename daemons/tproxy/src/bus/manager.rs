@@ -150,6 +150,12 @@ impl Manager {
         self.engine.as_ref().map(|e| e.settings().proxy.base_domain.clone()).unwrap_or_default()
     }
 
+    /// The port at which clients reach it; 0 before it is set up.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn listen_port(&self) -> u16 {
+        self.engine.as_ref().map(|e| e.settings().proxy.listen_port).unwrap_or_default()
+    }
+
     /// Where guests reach WireGuard; empty before it is set.
     #[zbus(property(emits_changed_signal = "const"))]
     fn endpoint(&self) -> String {

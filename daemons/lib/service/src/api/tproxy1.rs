@@ -67,6 +67,9 @@ pub trait Manager {
     /// Domain under which apps are.
     #[zbus(property)]
     fn base_domain(&self) -> zbus::Result<String>;
+    /// TCP port at which clients reach it; 0 before it is set up.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn listen_port(&self) -> zbus::Result<u16>;
     /// Where guests reach WireGuard.
     #[zbus(property)]
     fn endpoint(&self) -> zbus::Result<String>;
