@@ -50,4 +50,53 @@ check "the plain HTTP port" in_host_sh 'mkdir -p /etc/systemd/system/dstack-tpro
     printf "[Service]\nSockets=dstack-tproxy-http.socket\n" >/etc/systemd/system/dstack-tproxy-flow@.service.d/http.conf
     systemctl daemon-reload; systemctl start dstack-tproxy-http.socket; systemctl reload dstack-tproxy'
 check "routes by Host" equals hello eventually 15 fetch "http://$APP-80.apps.test:9090/hello"
-check "the tutorial's curl prints the container's log" matches '.' fetch "http://$APP-8090.apps.test:9090/logs/$(in_host_sh 'dstackctl --json vm show one | jq -r ".containers[0] // \"web\""')?text&bare&tail=5"
+check "the tutorial's curl prints the container's log" fetch "http://$APP.apps.test:9090/logs/web?text=true&bare=true&tail=5"
+check "in the metrics they are counted" eventually 20 in_host_sh \
+    'curl -sk https://127.0.0.1:9070/metrics | grep -E "^dstack_tproxy_(terminated|passed_through|http|unknown_name|connect_failed)_total [1-9]" | wc -l | grep -qx 5'
+
+# --- nothing is lost when it changes ----------------------------------------------------------------
+URL=https://$APP.apps.test:9443/hello
+must "a slow transfer of 32 MiB" download_start "https://$ONE.apps.test:9443/big"
+must "requests by four clients" load_start "$URL"
+BEFORE=$(flow_pid)
+check "systemctl reload dstack-tproxy" in_host systemctl reload dstack-tproxy.service
+check "another process carries the bytes" eventually 10 in_host_sh '[ "$1" != "$2" ]' "$BEFORE" "$(flow_pid)"
+check "systemctl restart dstack-tproxy" in_host systemctl restart dstack-tproxy.service
+check "SIGKILL of the control plane" in_host systemctl kill --signal=KILL dstack-tproxy.service
+check "it is back by itself" eventually 20 equals 3 online
+HOST_TIMEOUT=240 check "the package is installed anew" in_host env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --reinstall dstack-tproxy
+check "a certificate is replaced" in_host_sh 'cd "$1"
+    openssl req -x509 -key key.pem -days 30 -subj /CN=renewed.test -addext subjectAltName=DNS:*.apps.test,DNS:apps.test -out new.pem
+    cat new.pem >>cert.pem; cat new.pem cert.pem >both.pem; mv both.pem cert.pem; rm new.pem; systemctl reload dstack-tproxy.service' "$CERTS"
+check "and is what clients see" matches renewed.test eventually 15 certificate "$APP.apps.test" 9443
+check "none of this lost a request" lost_at_most 0
+check "nor the slow transfer" eventually 60 download_whole
+
+must "requests again" load_start "$URL"
+check "an instance is killed" in_host dstackctl vm kill two
+sleep 5
+check "its app keeps answering" equals hello fetch "$URL"
+check "only what was under way with it was lost" lost_at_most 4
+must "and again" load_start "$URL"
+sleep 2
+check "with the instance gone, nothing is lost" lost_at_most 0
+must "once more" load_start "$URL"
+KILLED=$(in_host_sh 'kill -9 "$1"; date +%s%3N' "$(flow_pid)")
+check "the data plane is killed, and answers" equals hello eventually 10 fetch "$URL"
+BACK=$(($(in_host date +%s%3N) - KILLED))
+check "within a second ($BACK ms, of which a new curl is a part)" test "$BACK" -le 1500
+check "live connections were lost, and no more" lost_at_most 8
+
+# --- away ------------------------------------------------------------------------------------------
+SOCKETS=(dstack-tproxy.socket dstack-tproxy-passthrough.socket dstack-tproxy-http.socket dstack-tproxy-rpc.socket dstack-tproxy-control.socket)
+check "tproxy goes away, and its key with it" in_host_sh 'systemctl stop "$@" dstack-tproxy.service "dstack-tproxy-flow@*.service" "dstack-wireguard@*"
+    rm /var/lib/dstack/tproxy/wireguard.key' "${SOCKETS[@]}"
+refused "t19 nobody answers" 'refused|connect' fetch "$URL"
+sleep "${AWAY:-200}" # longer than a handshake is good for
+check "it comes back with another key" in_host systemctl start "${SOCKETS[@]}" dstack-tproxy.service
+check "the guests find it by themselves" eventually 150 equals 2 online
+check "and are reached" equals hello eventually 20 fetch "$URL"
+check "at the address they had" equals 3 in_host_sh 'dstackctl --json proxy list | jq "[.[].address] | unique | length"'
+
+HOST_TIMEOUT=200 check "remove the apps" vm_remove one two other
+check "no unit failed" equals "" in_host_sh 'systemctl reset-failed "dstack-vm@*" || :; systemctl --failed --no-legend --plain'

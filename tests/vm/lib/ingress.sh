@@ -26,3 +26,38 @@ fetch() { in_host curl -sS -f --max-time 15 --cacert "$CERTS/cert.pem" "$@"; }
 
 # certificate NAME PORT: subject of the certificate that a client sees.
 certificate() { in_host_sh 'echo | openssl s_client -connect "192.0.2.1:$2" -servername "$1" 2>/dev/null | openssl x509 -noout -subject' "$@"; }
+
+# load_start URL: four clients ask for it until load_stop.
+load_start() {
+    in_host_sh 'rm -f /run/load /run/load.errors
+        systemd-run --quiet --collect --unit=load /srv/dstack/tests/apps/ingress/load /run/load "$1" 4 --cacert "$2/cert.pem"' "$1" "$CERTS" &&
+        eventually 20 load_runs
+}
+
+load_runs() { in_host_sh 'grep -q "200 0$" /run/load'; }
+
+# load_stop: how many requests there were and how many were lost, as "N requests, M lost".
+load_stop() {
+    in_host_sh 'systemctl kill --signal=STOP load; sort -u /run/load.errors | head -n 5
+        awk "{ n++ } !/ 200 0\$/ { lost++ } END { print n \" requests, \" lost + 0 \" lost\" }" /run/load; systemctl kill --signal=KILL load'
+}
+
+# lost_at_most N: load_stop, and more than a handful of requests.
+lost_at_most() {
+    local said
+    said=$(load_stop) || { echo "$said" && return 1; }
+    echo "$said"
+    awk -v most="$1" '/ requests, / { seen = 1; exit !($1 >= 20 && $3 <= most) } END { if (!seen) exit 1 }' <<<"$said"
+}
+
+# download_start: a slow transfer over one connection, which lasts longer than what is done to the ingress meanwhile.
+download_start() {
+    in_host_sh 'rm -f /run/big /run/big.ended
+        systemd-run --quiet --collect --unit=big sh -c "curl -sS -f --limit-rate 1M --cacert $2/cert.pem -o /run/big $1; echo \$? >/run/big.ended"' "$1" "$CERTS" &&
+        eventually 15 in_host test -s /run/big
+}
+
+download_whole() { equals "0 33554432" in_host_sh 'echo "$(cat /run/big.ended) $(stat -c %s /run/big)"'; }
+
+flow_pid() { in_host_sh 'for unit in $(systemctl list-units --plain --no-legend --state=active "dstack-tproxy-flow@*" | cut -d " " -f 1); do
+    systemctl show -P MainPID "$unit"; done | tail -n 1'; }
