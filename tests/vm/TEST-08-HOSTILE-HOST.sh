@@ -35,7 +35,7 @@ needs_kms
 in_host_sh 'printf "API_TOKEN=token-of-one\n" >/root/v.env; printf "API_TOKEN=token-of-two\n" >/root/o.env'
 must "deploy the victim" in_host dstackctl --no-wait deploy "$KEYS_APP" --name victim --key-provider kms --rollback refuse \
     --env-file /root/v.env --registry-insecure "$REGISTRY" -m 1536M -p 8410:80
-must "deploy another app" in_host dstackctl --no-wait deploy "$KEYS_APP" --name other --key-provider kms \
+must "deploy another app" in_host dstackctl --no-wait deploy "$KEYS_APP" --name other --key-provider kms --rollback warn \
     --env-file /root/o.env --registry-insecure "$REGISTRY" -m 1536M -p 8411:80
 TAIL=40 must "both come up" eventually 600 both_active
 APP=$(vm_field victim app_id)
@@ -53,6 +53,8 @@ check "t19 the key service is reached by guests all the same" in_host_sh \
 check "stop the victim" stop victim
 check "stop the other" stop other
 check "keep a copy of the victim's disk" in_host_sh 'cp --sparse=always "$1" /root/older.qcow2' "$(disk_of victim)"
+check "and of the other's" in_host_sh 'cp --sparse=always "$1" /root/other.qcow2' "$(disk_of other)"
+older() { in_host_sh 'mv "$1" "$1.mine"; cp --sparse=always --preserve=all "$2" "$1"; chown --reference="$1.mine" "$1"' "$(disk_of "$1")" "$2"; }
 swap() { in_host_sh 'mv "$1" "$1.mine"; cp --sparse=always --preserve=all "$2" "$1"
     chown --reference="$1.mine" "$1"' "$(disk_of victim)" "$(disk_of other)"; }
 check "give the victim another app's disk" swap
@@ -98,15 +100,25 @@ UKI="/var/lib/dstack/images/$IMAGE/guest.efi"
 check "allow this image alone, by its measurements" in_host_sh 'mkdir -p /etc/dstack/policy.d
     dstackctl measure "$1" --vcpus 1 --memory 1536M --platform simulated --policy >/etc/dstack/policy.d/image.toml
     cat /etc/dstack/policy.d/image.toml; systemctl reload dstack-kms.service' "/var/lib/dstack/images/$IMAGE"
+check "start the other, too" in_host dstackctl --no-wait vm start other
 HOST_TIMEOUT=500 check "t02 it gets its keys" in_host dstackctl vm start victim
 check "and its disk" equals kept eventually 20 ask_app 8410 note
-check "pull its plug" in_host dstackctl vm kill victim
-check "give it the disk of its first boot" in_host_sh 'mv "$1" "$1.mine"; cp --sparse=always --preserve=all /root/older.qcow2 "$1"
-    chown --reference="$1.mine" "$1"' "$(disk_of victim)"
+TAIL=40 check "the other is up, too" eventually 400 vm_is active other
+check "pull the plugs" in_host_sh 'dstackctl vm kill victim; dstackctl vm kill other'
+check "give both the disks of their first boots" eval 'older victim /root/older.qcow2 && older other /root/other.qcow2'
+check "the other's app wants to be warned alone" in_host dstackctl --no-wait vm start other
 refuses "p07 t13 an older disk is refused" 'the data disk is older than the key service knows' victim
 check "p07 and left untouched" in_host qemu-img compare -q "$(disk_of victim)" /root/older.qcow2
 check "the key service says how a backup is restored" kms_said "forget-disk|older"
-check "its newest disk again" in_host_sh 'mv "$1.mine" "$1"; rm /root/older.qcow2' "$(disk_of victim)"
+TAIL=40 check "t13 the other boots with its older disk" eventually 400 vm_is active other
+check "t13 and says so" matches 'goes on with an older data disk' in_host dstackctl vm logs other
+check "the operator lets the backup pass" in_host dstackctl kms forget-disk "$APP" "$(vm_field victim instance_id)"
+HOST_TIMEOUT=500 check "t13 once, the older disk is taken" in_host dstackctl vm start victim
+check "with what it has" equals kept eventually 20 ask_app 8410 note
+check "pull its plug" in_host dstackctl vm kill victim
+check "its newest disk again" in_host_sh 'mv "$1" /root/older.qcow2; mv "$1.mine" "$1"' "$(disk_of victim)"
+refuses "t13 which is the older one now" 'the data disk is older than the key service knows' victim
+check "the one that the key service knows" in_host_sh 'chown --reference="$1" /root/older.qcow2; mv /root/older.qcow2 "$1"; rm /root/other.qcow2' "$(disk_of victim)"
 check "change one word of the measured command line" in_host_sh \
     'cp -p "$1" /root/uki; sed -i "s/lockdown=confidentiality/lockdown=cOnfidentiality/" "$1"; ! cmp -s "$1" /root/uki' "$UKI"
 refuses "t02 the changed image gets no keys" 'the key service refused the app keys' victim
