@@ -363,7 +363,14 @@ fn client_hello_samples() -> Vec<Vec<u8>> {
     let body = [head, extensions].concat();
     let message = [&[1, 0, 0, u8::try_from(body.len()).unwrap_or(0)][..], &body].concat();
     let record = |part: &[u8]| [&[22, 3, 1, 0, u8::try_from(part.len()).unwrap_or(0)][..], part].concat();
-    vec![record(&message), message.chunks(7).flat_map(record).collect()]
+    let real = [
+        include_bytes!("../../lib/core/tests/client_hellos/chromium.bin").as_slice(),
+        include_bytes!("../../lib/core/tests/client_hellos/java.bin"),
+        include_bytes!("../../lib/core/tests/client_hellos/openssl-tls12.bin"),
+    ];
+    let mut samples = vec![record(&message), message.chunks(7).flat_map(record).collect()];
+    samples.extend(real.map(<[u8]>::to_vec));
+    samples
 }
 
 /// A name leads to one place, whatever its case; a TXT value never leads to an address.
