@@ -6,6 +6,8 @@ set -eu
 . "$(dirname "$0")/lib/check.sh"
 . "$VM_DIR/lib/app.sh"
 . "$VM_DIR/lib/keys.sh"
+. "$VM_DIR/lib/images.sh"
+. "$VM_DIR/lib/tree.sh"
 . "$VM_DIR/lib/ingress.sh"
 
 APP_FILE=/srv/dstack/tests/apps/ingress/docker-compose.yaml
@@ -98,5 +100,15 @@ check "the guests find it by themselves" eventually 150 equals 2 online
 check "and are reached" equals hello eventually 20 fetch "$URL"
 check "at the address they had" equals 3 in_host_sh 'dstackctl --json proxy list | jq "[.[].address] | unique | length"'
 
-HOST_TIMEOUT=200 check "remove the apps" vm_remove one two other
+# --- the kernel's WireGuard ------------------------------------------------------------------------
+# The host machine has the kernel of whatever it runs on, so this runs where the kernel is ours: in a VM.
+HOST_TIMEOUT=200 check "make an image of the WireGuard library's test" wireguard_image
+HOST_TIMEOUT=400 check "run it in a VM" in_host dstackctl deploy /srv/dstack/tests/apps/wireguard/docker-compose.yaml --name kernel \
+    --key-provider none --registry-insecure "$REGISTRY" --allow-tags
+check "it ends" eventually 60 matches 'test result' in_host dstackctl logs kernel test
+check "two interfaces of the kernel shake hands" matches 'two_interfaces_shake_hands \.\.\. ok' in_host dstackctl logs kernel test
+refused "and nothing was skipped" '^$' in_host_sh 'dstackctl logs kernel test | grep skipped'
+check "the module was loaded for it" matches 'wireguard' in_host dstackctl logs kernel test
+
+HOST_TIMEOUT=200 check "remove the apps" vm_remove one two other kernel
 check "no unit failed" equals "" in_host_sh 'systemctl reset-failed "dstack-vm@*" || :; systemctl --failed --no-legend --plain'

@@ -61,3 +61,21 @@ download_whole() { equals "0 33554432" in_host_sh 'echo "$(cat /run/big.ended) $
 
 flow_pid() { in_host_sh 'for unit in $(systemctl list-units --plain --no-legend --state=active "dstack-tproxy-flow@*" | cut -d " " -f 1); do
     systemctl show -P MainPID "$unit"; done | tail -n 1'; }
+
+# wireguard_image: an image whose program is the test of the WireGuard library, pushed into the machine's registry.
+wireguard_image() {
+    local program work
+    program=$(cd "$TOP" && cargo test --quiet --locked -p dstack-wireguard --test interfaces --no-run --message-format=json |
+        jq -r 'select(.executable and .target.name == "interfaces").executable') && [ -x "$program" ] || return
+    work=$(mktemp -d)
+    images_base "$(tree_path)" "$work/base"
+    image_root "$(tree_path)" wireguard "$work/wireguard.root"
+    install -D "$program" "$work/wireguard.root/bin/interfaces"
+    # Built here, so it wants the libraries of here.
+    ldd "$program" | grep -o '/[^ ]*' | while read -r library; do install -D "$library" "$work/wireguard.root/own$library"; done
+    image_layout "$work" wireguard
+    tar -C "$work" -cf "$work/image.tar" wireguard.oci && machine_copy "$work/image.tar" /root/image.tar
+    rm -rf "$work"
+    in_host_sh 'cd /root; tar -xf image.tar
+        skopeo --insecure-policy copy --dest-tls-verify=false oci:wireguard.oci docker://registry.test:5000/wireguard:1 2>&1; rm -r image.tar wireguard.oci'
+}
