@@ -11,7 +11,8 @@ set -eu
 . "$VM_DIR/lib/ingress.sh"
 
 APP_FILE=/srv/dstack/tests/apps/ingress/docker-compose.yaml
-start() { HOST_TIMEOUT=500 in_host dstackctl deploy "$APP_FILE" --key-provider kms --registry-insecure "$REGISTRY" -c 1 -m 1536M "$@"; }
+start() { HOST_TIMEOUT=500 in_host dstackctl deploy "$1" -c 1 -m 1536M --key-provider kms --registry-insecure "$REGISTRY" "${@:2}"; }
+wait_ready() { HOST_TIMEOUT=400 in_host dstackctl vm wait "$1"; }
 
 needs_kms
 needs_ingress
@@ -20,10 +21,13 @@ check "the socket of the tunnel was all that it took" matches 'dstack-wg0' in_ho
 check "t20 nothing that comes out of the tunnel is forwarded" matches 'iif dstack-wg0 prohibit' in_host ip rule
 
 # --- two instances of an app, one of another ------------------------------------------------------
-must "deploy an app" start --name one
-check "deploy prints its address" matches "https://$(vm_field one app_id).apps.test" echo "$REPLY"
-must "a second instance of it" start --name two --app-id "$(vm_field one app_id)"
-must "and another app" start --name other -e COLOUR=blue
+must "deploy an app" start "$APP_FILE" --name one
+check "deploy prints its address" matches "https://$(vm_field one app_id)-80.apps.test:9443/ +through the ingress" echo "$REPLY"
+# An instance more of the same app runs the same document, to the byte.
+in_host_sh 'dstackctl --json deploy "$1" --name one --key-provider kms --registry-insecure "$2" --dry-run | jq -rj .app_compose >/root/one.json' "$APP_FILE" "$REGISTRY"
+must "a second instance of it" in_host_sh 'dstackctl --no-wait deploy /root/one.json --name two -c 1 -m 1536M'
+must "and another app" start "$APP_FILE" --name other
+TAIL=40 must "the second instance is up" wait_ready two
 APP=$(vm_field one app_id) ONE=$(vm_field one instance_id) TWO=$(vm_field two instance_id) OTHER=$(vm_field other app_id)
 check "all three are registered and online" eventually 60 equals 3 online
 check "t17 each has an address of its own" equals 3 in_host_sh 'dstackctl --json proxy list | jq "[.[].address] | unique | length"'

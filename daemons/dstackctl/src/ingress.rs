@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
-use zbus::DBusError;
+use zbus::{DBusError, Variant};
 
 /// How long an instance may take to register after its app is up; the guest asks about once a minute.
 pub const PATIENCE: Duration = Duration::from_secs(90);
@@ -71,7 +71,7 @@ pub async fn wait_online(client: &Client, instance: &str, patience: Duration) ->
     let deadline = Instant::now() + patience;
     loop {
         match proxy.get_instance(instance).await {
-            Ok(row) if crate::events::text(&row, "state") == Some("online") => return Ok(true),
+            Ok(row) if row.get("online").is_some_and(|v| matches!(**v, Variant::Bool(true))) => return Ok(true),
             Ok(_) | Err(Error::NoSuchInstance(_)) => {}
             Err(error) => return Err(error.into()),
         }

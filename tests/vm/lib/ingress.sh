@@ -19,7 +19,7 @@ needs_ingress() {
     must "systemctl restart dstack-tproxy" in_host systemctl restart dstack-tproxy.service
 }
 
-online() { in_host_sh 'dstackctl --json proxy list | jq "[.[] | select(.state == \"online\")] | length"'; }
+online() { in_host_sh 'dstackctl --json proxy list | jq "[.[] | select(.online)] | length"'; }
 
 # fetch [OPTION…] URL: by its name, as a client somewhere would; an error unless the status is 2xx.
 fetch() { in_host curl -sS -f --max-time 15 --cacert "$CERTS/cert.pem" "$@"; }

@@ -186,6 +186,8 @@ impl Observed {
 fn stage_words(status: &Status) -> String {
     let words = match Stage::from_code(&status.stage) {
         Some(stage) => stage.sentence(),
+        // Up, and systemd has not heard of it yet.
+        None if status.phase == Phase::Running => "done",
         None => "starting firmware and kernel",
     };
     if !status.waiting.is_empty() {
