@@ -37,7 +37,7 @@ HOST_ONE=$(fetch "https://$ONE-80.apps.test:9443/who") HOST_TWO=$(fetch "https:/
 check "an instance's id leads to it" test "$HOST_ONE" != "$HOST_TWO"
 for name in "$APP" "$APP-80" "$ONE"; do check "https://$name" equals hello fetch "https://$name.apps.test:9443/hello"; done
 check "the other app is another" test "$(fetch "https://$OTHER.apps.test:9443/who")" != "$HOST_ONE"
-check "HTTP/2 to the app" equals 'hello 2' fetch -w ' %{http_version}' "https://$ONE-8080g.apps.test:9443/hello"
+check "HTTP/2 to the app" equals '200 2' fetch -o /dev/null -w '%{http_code} %{http_version}' "https://$ONE-8080g.apps.test:9443/hello"
 for name in "${ONE}s" "$ONE-s" "$ONE-443s" "$ONE-8443s"; do
     check "https://$name ends in the app" equals hello fetch -k "https://$name.apps.test:9443/hello"
     check "with the app's certificate" matches "CN ?= ?app-$HOST_ONE" certificate "$name.apps.test" 9443
@@ -51,10 +51,11 @@ check "a custom domain, by its TXT record" in_host_sh 'printf "server 192.0.2.3\
 check "leads to the app's own TLS" matches "CN ?= ?app-$HOST_ONE" eventually 15 certificate www.custom.test 9443
 check "p28 a TXT record with an address leads nowhere" in_host_sh 'printf "server 192.0.2.3\nzone custom.test\nadd _dstack-app-address.evil.custom.test 5 TXT \"192.0.2.1:22\"\nsend\n" |
     knsupdate -y hmac-sha256:bench:YmVuY2gtYmVuY2gtYmVuY2gtYmVuY2gtYmVuY2gtMDE='
-refused "p28 nor does its name" 'alert|unrecognized' fetch -k "https://evil.custom.test:9443/"
+refused "p28 nor does its name" 'alert|unrecognized' fetch -k --resolve evil.custom.test:9443:192.0.2.1 "https://evil.custom.test:9443/"
 check "the plain HTTP port" in_host_sh 'mkdir -p /etc/systemd/system/dstack-tproxy-flow@.service.d
     printf "[Service]\nSockets=dstack-tproxy-http.socket\n" >/etc/systemd/system/dstack-tproxy-flow@.service.d/http.conf
-    systemctl daemon-reload; systemctl start dstack-tproxy-http.socket; systemctl reload dstack-tproxy'
+    systemctl daemon-reload; systemctl stop dstack-tproxy; systemctl start dstack-tproxy-http.socket
+    systemctl start dstack-tproxy; systemctl reload dstack-tproxy'
 check "routes by Host" equals hello eventually 15 fetch "http://$APP-80.apps.test:9090/hello"
 check "the tutorial's curl prints the container's log" fetch "http://$APP.apps.test:9090/logs/web?text=true&bare=true&tail=5"
 check "in the metrics they are counted" eventually 20 in_host_sh \

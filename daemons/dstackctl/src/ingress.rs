@@ -71,7 +71,9 @@ pub async fn wait_online(client: &Client, instance: &str, patience: Duration) ->
     let deadline = Instant::now() + patience;
     loop {
         match proxy.get_instance(instance).await {
-            Ok(row) if row.get("online").is_some_and(|v| matches!(**v, Variant::Bool(true))) => return Ok(true),
+            Ok(row) if row.get("online").is_some_and(|v| matches!(**v, Variant::Bool(true))) => {
+                return Ok(true);
+            }
             Ok(_) | Err(Error::NoSuchInstance(_)) => {}
             Err(error) => return Err(error.into()),
         }

@@ -74,8 +74,9 @@ impl Control {
         settings.map_err(|e| Error::Misconfigured(format!("{e}; nothing was changed")))
     }
 
-    /// Begins: feeds the data planes, and makes sure that there is one. What does not work yet is noted, and no error.
-    pub async fn begin(&self, settings: &Settings) {
+    /// Reads what data planes are told. Before any of them is listened to: one that outlived us would else be told that
+    /// there is nothing. What does not work yet is noted, and no error.
+    pub fn open(&self, settings: &Settings) {
         let certificates = match certificates::load(&settings.proxy) {
             Ok(certificate) => vec![certificate],
             Err(error) => {
@@ -85,7 +86,6 @@ impl Control {
             }
         };
         self.feed_with(Feed { config: session::config(&settings.proxy), certificates });
-        self.ensure_plane().await;
     }
 
     /// Makes sure that a data plane runs; does nothing while one is being replaced.

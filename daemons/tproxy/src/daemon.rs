@@ -176,6 +176,7 @@ struct Rpc {
 impl Work {
     async fn run(self, rpc: Vec<OwnedFd>, flow: Vec<OwnedFd>, signals: Signals) -> Outcome<()> {
         let (stop, stopped) = watch::channel(false);
+        self.control.open(&self.engine.settings());
         for listener in flow {
             tokio::spawn(session::serve(unix(listener)?, self.shared()?));
         }
@@ -190,7 +191,7 @@ impl Work {
         // Before the first try, so that nothing is missed in between.
         let news = rpc.issuer.news().await?;
         rpc.issue(&self).await;
-        self.control.begin(&self.engine.settings()).await;
+        self.control.ensure_plane().await;
         lifecycle::ready(&self.status());
         let result = self.watch_over(&mut rpc, Box::pin(news), signals).await;
         stop.send_replace(true);

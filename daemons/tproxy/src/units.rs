@@ -74,7 +74,7 @@ impl Systemd {
     /// Starts a unit; gives the result of its job.
     async fn begin(&self, unit: &str) -> zbus::Result<String> {
         let manager = ManagerProxy::new(&self.connection).await?;
-        manager.subscribe().await?;
+        subscribe(&manager).await?;
         let mut ended = manager.receive_job_removed().await?;
         let job = manager.start_unit(unit, "replace").await?;
         while let Some(signal) = ended.next().await {
@@ -84,6 +84,17 @@ impl Systemd {
             }
         }
         Err(zbus::Error::Failure("the bus was lost".to_owned()))
+    }
+}
+
+/// systemd's word for a client that has asked for signals before.
+const ALREADY_SUBSCRIBED: &str = "org.freedesktop.systemd1.AlreadySubscribed";
+
+/// systemd sends no signals to a client that never asked for them, and refuses one that asks twice.
+async fn subscribe(manager: &ManagerProxy<'_>) -> zbus::Result<()> {
+    match manager.subscribe().await {
+        Err(zbus::Error::MethodError(name, ..)) if name.as_str() == ALREADY_SUBSCRIBED => Ok(()),
+        other => other,
     }
 }
 

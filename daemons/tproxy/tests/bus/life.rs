@@ -2,9 +2,12 @@
 //! Start, reload, and what the daemon says when something is missing.
 
 use crate::world::{PATIENCE, World};
+use dstack_core::flow::{self, FromFlow, ToFlow};
 use dstack_ra_rpc::tls::client_config;
 use dstack_service::api::tproxy1::Error;
 use rustls::pki_types::ServerName;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::net::TcpStream;
@@ -99,6 +102,15 @@ async fn a_reload_replaces_the_data_plane_and_what_is_wrong_changes_nothing() {
         "stop dstack-tproxy-flow@1.service",
     ];
     assert_eq!(world.systemd.said(), expected);
+    world.manager.reload().await.unwrap();
+    let expected = [
+        expected[0],
+        expected[1],
+        expected[2],
+        "start dstack-tproxy-flow@3.service",
+        "stop dstack-tproxy-flow@2.service",
+    ];
+    assert_eq!(world.systemd.said(), expected, "and once more");
     for (settings, said) in [("connect_top_n = 0", "connect_top_n"), ("[kms]\npublic_key='3059'", "restart")]
     {
         world.configure(settings);
@@ -115,7 +127,7 @@ async fn a_reload_replaces_the_data_plane_and_what_is_wrong_changes_nothing() {
     let refused = world.manager.reload().await;
     assert!(matches!(&refused, Err(Error::DataPlaneFailed(m)) if m.contains("journalctl")), "{refused:?}");
     let running = world.systemd.inner.lock().unwrap().running.clone();
-    assert_eq!(running, ["dstack-tproxy-flow@2.service"], "the old one goes on");
+    assert_eq!(running, ["dstack-tproxy-flow@3.service"], "the old one goes on");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -127,6 +139,49 @@ async fn a_killed_ingress_comes_back_with_its_key_and_its_data_plane() {
     assert!(shakes_hands(&world).await);
     assert_eq!(world.manager.public_key().await.unwrap(), key);
     assert_eq!(world.systemd.said(), ["start dstack-tproxy-flow@1.service"], "the running one is kept");
+}
+
+/// What the next data plane that connects is told first.
+fn first_frames(mut stream: UnixStream) -> Vec<ToFlow> {
+    let hello = FromFlow::Hello { version: flow::PROTOCOL, generation: 1, pid: 1 };
+    stream.write_all(&flow::format(&hello).unwrap()).unwrap();
+    let (mut decoder, mut frames, mut piece) = (flow::Decoder::default(), Vec::new(), [0; 4096]);
+    while !frames.iter().any(|frame| matches!(frame, ToFlow::Routes { .. })) {
+        let read = stream.read(&mut piece).unwrap();
+        assert!(read > 0, "{frames:?}");
+        decoder.push(&piece[..read]);
+        while let Some(body) = decoder.next_frame().unwrap() {
+            let flow::Parsed::Known(frame) = flow::parse(body).unwrap() else { panic!("unknown") };
+            frames.push(frame);
+        }
+    }
+    frames
+}
+
+/// Connects before the ingress starts, so that it waits in the socket's queue.
+async fn told_at_the_start(world: &mut World) -> Vec<ToFlow> {
+    let stream = UnixStream::connect(world.path("flow.sock")).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let told = tokio::task::spawn_blocking(move || first_frames(stream));
+    world.start().await;
+    told.await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_plane_that_outlived_the_ingress_is_told_nothing_that_takes_names_away() {
+    let mut world = World::new().await;
+    world.kill().await;
+    let told = told_at_the_start(&mut world).await;
+    let config =
+        |frame: &ToFlow| matches!(frame, ToFlow::Config(c) if c.base_domains == ["apps.example.com"]);
+    assert!(config(&told[0]), "{told:?}");
+    assert!(matches!(&told[1], ToFlow::Certificates(all) if all.len() == 1), "{told:?}");
+
+    // Nor when the certificate cannot be read now.
+    world.kill().await;
+    std::fs::write(world.path("cert.pem"), "x").unwrap();
+    let told = told_at_the_start(&mut world).await;
+    assert!(config(&told[0]) && !told.iter().any(|f| matches!(f, ToFlow::Certificates(_))), "{told:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A systemd whose data planes are names in a list.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
 use zbus::object_server::SignalEmitter;
@@ -16,6 +17,7 @@ pub struct Inner {
     pub running: Vec<String>,
     pub said: Vec<String>,
     pub fails: bool,
+    pub subscribed: BTreeSet<String>,
 }
 
 #[derive(Debug)]
@@ -26,6 +28,14 @@ pub struct Systemd {
     _connection: Connection,
 }
 
+#[derive(Debug, zbus::DBusError)]
+#[zbus(prefix = "org.freedesktop.systemd1")]
+enum Refused {
+    #[zbus(error)]
+    Bus(zbus::Error),
+    AlreadySubscribed(String),
+}
+
 struct Manager(Arc<Mutex<Inner>>, Arc<Notify>);
 
 fn job() -> OwnedObjectPath {
@@ -34,7 +44,14 @@ fn job() -> OwnedObjectPath {
 
 #[interface(name = "org.freedesktop.systemd1.Manager")]
 impl Manager {
-    fn subscribe(&self) {}
+    /// Once for each connection, as systemd has it.
+    fn subscribe(&self, #[zbus(header)] header: zbus::message::Header<'_>) -> Result<(), Refused> {
+        let sender = header.sender().unwrap().to_string();
+        if self.0.lock().unwrap().subscribed.insert(sender) {
+            return Ok(());
+        }
+        Err(Refused::AlreadySubscribed("Client is already subscribed.".into()))
+    }
 
     fn list_units_by_patterns(&self, _states: Vec<String>, patterns: Vec<String>) -> Vec<Row> {
         assert_eq!(patterns, ["dstack-tproxy-flow@*.service"]);
