@@ -2,7 +2,9 @@
 //! Clients that reach their app.
 
 use crate::client::{client, hello, open};
-use crate::world::{BASE, Script, World, certificate, config, connect, echo, id, instance, serve_port};
+use crate::world::{
+    BASE, Script, World, certificate, config, connect, echo, echo_at, id, instance, serve_port,
+};
 use dstack_core::flow::{Config, Instance, Target, Timeouts, ToFlow};
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -42,6 +44,32 @@ fn every_form_of_hello_is_passed_through_as_it_was() {
     world.counted(|stats| {
         stats.counters.passed_through == 6 && stats.instances.iter().any(|i| i.connected == 6)
     });
+}
+
+/// Captured hellos, and what they are: `daemons/lib/core/tests/client_hellos/README.md`.
+#[test]
+fn hellos_of_real_programs_reach_their_app() {
+    let app = "3327603e03f5bd1f830812ca4a789277fc31f577";
+    echo_at("127.5.9.1", 8443);
+    let mut config = config();
+    config.base_domains.push("app.example.com".into());
+    let instances = vec![Instance { app_id: app.parse().unwrap(), ..instance(1, 9, "127.5.9.1") }];
+    let world = World::new(Script { config, instances, ..Script::default() });
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../lib/core/tests/client_hellos");
+    let files = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let files: Vec<_> = files.filter(|path| path.extension().is_some_and(|ext| ext == "bin")).collect();
+    assert!(files.len() >= 14);
+    for path in &files {
+        let bytes = std::fs::read(path).unwrap();
+        for piece in [bytes.len(), 100] {
+            let mut stream = connect(world.ingress);
+            bytes.chunks(piece).for_each(|part| stream.write_all(part).unwrap());
+            let mut back = vec![0; bytes.len()];
+            stream.read_exact(&mut back).unwrap();
+            assert!(back == bytes, "{}", path.display());
+        }
+    }
+    world.counted(|stats| stats.counters.passed_through == 2 * files.len() as u64);
 }
 
 #[test]
