@@ -247,7 +247,8 @@ fn plain_http_goes_by_host() {
 fn an_app_that_asks_for_it_hears_who_comes() {
     let port = echo("127.5.8.1");
     let asks = Instance { proxy_protocol: BTreeSet::from([port]), ..instance(1, 9, "127.5.8.1") };
-    let world = World::new(Script { instances: vec![asks.clone()], ..script("127.5.8.1") });
+    let names = [("www.example.org".to_owned(), Some(Target { id: [9; 20].into(), port }))].into();
+    let world = World::new(Script { instances: vec![asks.clone()], names, ..script("127.5.8.1") });
     let bytes = hello(&format!("{}-{port}s.{BASE}", id(9)), None, 0);
     let mut stream = connect(world.ingress);
     stream.write_all(&bytes).unwrap();
@@ -266,4 +267,17 @@ fn an_app_that_asks_for_it_hears_who_comes() {
         alert.clear();
         stream.read_to_end(&mut alert).unwrap();
     }
+    world.counted(|stats| stats.counters.port_refused == 1);
+    // Plain HTTP and a custom domain come under the same policy.
+    let mut plain = connect(world.http);
+    plain.write_all(format!("GET / HTTP/1.1\r\nHost: {}-{port}.{BASE}\r\n\r\n", id(9)).as_bytes()).unwrap();
+    let mut answer = String::new();
+    plain.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    let mut custom = connect(world.ingress);
+    custom.write_all(&hello("www.example.org", None, 0)).unwrap();
+    alert.clear();
+    custom.read_to_end(&mut alert).unwrap();
+    assert_eq!(alert, [21, 3, 3, 0, 2, 2, 49]);
+    world.counted(|stats| stats.counters.port_refused == 3);
 }
