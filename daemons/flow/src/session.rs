@@ -153,6 +153,12 @@ impl Session {
         self.tls.alpn_protocol() == Some(b"http/1.1")
     }
 
+    /// Whether TLS 1.2 was agreed on, where a client may ask for another handshake.
+    #[must_use]
+    pub fn is_tls12(&self) -> bool {
+        self.tls.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_2)
+    }
+
     /// Whether the handshake resumed an earlier session.
     #[must_use]
     pub fn resumed(&self) -> bool {

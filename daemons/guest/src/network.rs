@@ -182,7 +182,12 @@ impl Parts<'_> {
         key: &PublicKey,
         now: u64,
     ) -> Result<Tunnel, Miss> {
-        let request = RegisterCvmRequest { client_public_key: key.to_string(), ..Default::default() };
+        let numbers = |ports: &[u16]| ports.iter().copied().map(u32::from).collect();
+        let request = RegisterCvmRequest {
+            client_public_key: key.to_string(),
+            allowed_ports: numbers(self.handover.allowed_ports.as_deref().unwrap_or_default()),
+            proxy_protocol_ports: numbers(&self.handover.proxy_protocol_ports),
+        };
         let (verifier, kms) = (self.verifier, self.handover.kms.as_slice());
         let ask = Ask { address, gateway, kms, verifier, config, request: &request };
         register::register(&ask, now).await

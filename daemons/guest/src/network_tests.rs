@@ -158,6 +158,8 @@ impl Guest {
             gateway: Some(AppId::from(GATEWAY)),
             kms: kms.public_key(),
             platform: "simulated".into(),
+            allowed_ports: Some(vec![80, 8443]),
+            proxy_protocol_ports: vec![8443],
         };
         Self {
             dir: tempfile::tempdir().unwrap(),
@@ -208,8 +210,10 @@ async fn a_registered_guest_has_a_tunnel_and_asks_again_only_when_it_breaks() {
     // The key that was registered is the one of the interface, and of the whole boot.
     let private = guest.memory.with(&tunnel::INTERFACE, |i| i.config.private_key.clone()).unwrap();
     let public = derive::x25519_public(&Secret::from(*private.expose())).unwrap();
-    let registered = tproxy.desk.lock().unwrap().asked[0].client_public_key.clone();
+    let asked = tproxy.desk.lock().unwrap().asked[0].clone();
+    let registered = asked.client_public_key;
     assert_eq!(registered, PublicKey::from(public).to_string());
+    assert_eq!((asked.allowed_ports, asked.proxy_protocol_ports), (vec![80, 8443], vec![8443]));
 
     let server = PublicKey::from([7; 32]);
     guest.memory.handshake(&tunnel::INTERFACE, &server, NOW + 100).unwrap();

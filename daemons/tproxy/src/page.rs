@@ -264,6 +264,23 @@ mod tests {
     }
 
     #[test]
+    fn every_number_of_the_data_planes_is_a_metric() {
+        let mut numbers = serde_json::to_value(Counters::default()).unwrap();
+        let numbers = numbers.as_object_mut().unwrap();
+        for (number, value) in (1_000_u64..).zip(numbers.values_mut()) {
+            *value = number.into();
+        }
+        let counters = serde_json::from_value(numbers.clone().into()).unwrap();
+        let text = metrics(&Seen { counters, ..seen() });
+        assert!(numbers.len() >= 30);
+        for (name, value) in numbers {
+            let counter = format!("dstack_tproxy_{name}_total {value}");
+            let gauge = format!("dstack_tproxy_{name} {value}");
+            assert_eq!(text.lines().filter(|line| **line == counter || **line == gauge).count(), 1, "{name}");
+        }
+    }
+
+    #[test]
     fn times_in_words() {
         for (passed, text) in
             [(0, "0 seconds ago"), (61, "1 minute ago"), (7200, "2 hours ago"), (86_400, "1 day ago")]

@@ -31,6 +31,7 @@ vm ip iproute2
 unit dbus-daemon dbus-daemon
 unit ip iproute2
 unit wireguard-go wireguard-go
+unit openssl openssl
 TABLE
 }
 

@@ -126,6 +126,7 @@ impl Worker {
         self.make_room();
         let Some(token) = self.conns.reserve() else { return };
         self.half.push_back(token);
+        self.counters.half_open += 1;
         self.conns.put(token, Box::new(Conn::new(client, front, self.now)));
         self.with(token, |worker, conn| {
             // What has come is looked at first: then watching it does not tell of it again.
@@ -159,8 +160,14 @@ impl Worker {
         }
     }
 
+    /// Whether this worker has its share of the descriptors, and the others theirs.
     fn is_full(&self) -> bool {
-        self.conns.len() >= self.accepting.most
+        let most = self.accepting.most;
+        let others = || {
+            let others = self.shared.seats.iter().enumerate().filter(|(index, _)| *index != self.index);
+            others.map(|(_, seat)| seat.open.load(Relaxed) as usize).sum::<usize>()
+        };
+        self.conns.len() >= most && self.conns.len() + others() >= most * self.shared.seats.len()
     }
 
     /// Closes the oldest half-open connection, when it is of that age.

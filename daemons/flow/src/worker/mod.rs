@@ -165,19 +165,23 @@ impl Worker {
     /// Does something to a connection; whatever happens, only this connection is at stake.
     fn with(&mut self, token: Token, act: impl FnOnce(&mut Self, &mut Conn) -> Next) {
         let Some(mut conn) = self.conns.take(token) else { return };
-        let counted = conn.counted;
+        let (counted, half_open) = (conn.counted, conn.is_half_open());
         let done = catch_unwind(AssertUnwindSafe(|| {
             let next = act(self, &mut conn);
             (conn, next)
         }));
         match done {
-            Ok((conn, Next::Keep)) => self.keep(token, conn),
+            Ok((conn, Next::Keep)) => {
+                self.counters.half_open += u64::from(conn.is_half_open());
+                self.keep(token, conn);
+            }
             Ok((_, Next::Close)) => self.forget(token, counted),
             Err(_) => {
                 self.counters.panics += 1;
                 self.forget(token, counted);
             }
         }
+        self.counters.half_open = self.counters.half_open.saturating_sub(u64::from(half_open));
     }
 
     fn keep(&mut self, token: Token, mut conn: Box<Conn>) {
@@ -254,14 +258,14 @@ impl Worker {
         let mut fired = Vec::new();
         self.wheel.advance(self.now, &mut fired);
         for (at, token) in fired {
-            self.with(token, |worker, conn| worker.timer(conn, at));
+            self.with(token, |worker, conn| worker.timer(token, conn, at));
         }
         if self.accepting.resumes().is_some_and(|at| at <= self.now) {
             self.resume_accepting();
         }
     }
 
-    fn timer(&mut self, conn: &mut Conn, at: Tick) -> Next {
+    fn timer(&mut self, token: Token, conn: &mut Conn, at: Tick) -> Next {
         if conn.timer != at {
             return Next::Keep; // an old one
         }
@@ -281,7 +285,7 @@ impl Worker {
                 self.refuse(conn, Refuse::Timeout)
             }
             Phase::Dial => self.dial_timeout(conn),
-            Phase::Open => self.open_timeout(conn),
+            Phase::Open => self.open_timeout(token, conn),
             Phase::Linger => Next::Close,
         }
     }

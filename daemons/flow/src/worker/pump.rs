@@ -193,7 +193,7 @@ impl Worker {
         Ok(0)
     }
 
-    pub(super) fn open_timeout(&mut self, conn: &mut Conn) -> Next {
+    pub(super) fn open_timeout(&mut self, token: Token, conn: &mut Conn) -> Next {
         let timeouts = self.view.config.timeouts.clone();
         let over = |start: Tick, limit: Option<u64>| {
             limit.is_some_and(|limit| start.saturating_add(crate::wheel::ticks(limit)) <= self.now)
@@ -205,7 +205,8 @@ impl Worker {
         } else {
             // The kernel tells of room late, when a third of its buffer is free: a slow receiver is not a dead one.
             if self.nudge(conn).is_ok_and(|moved| moved) {
-                return Next::Keep;
+                // What has made room must be filled again: no event tells of room that was never missed.
+                return self.pump(token, conn);
             }
             self.counters.write_timeout += 1;
         }

@@ -122,7 +122,12 @@ impl Worker {
     pub(super) fn unseal(&mut self, conn: &mut Conn) -> Result<usize, Broken> {
         let mut out = Vec::new();
         let Some(mut parts) = conn.parts(crate::conn::Way::Up) else { return Err(Broken) };
-        let count = self.unseal_parts(&mut parts, &mut out)?;
+        let count = self.unseal_parts(&mut parts, &mut out);
+        if count.is_err() {
+            // The reason, if there is one and the client's socket has room; a reset says the rest.
+            let _ = send(&conn.client, &out);
+        }
+        let count = count?;
         conn.down.held.append(&mut out);
         Ok(count)
     }
@@ -136,11 +141,14 @@ impl Worker {
         let bytes = self.received.get_mut(..partial.len() + count).unwrap_or_default();
         let Some(session) = parts.session.as_mut() else { return Err(Broken) };
         self.plain.clear();
-        let used = session.open(bytes, &mut self.plain, out).map_err(|_| Broken)?;
-        let rest = bytes.get(used..).unwrap_or_default();
-        if rest.len() > PARTIAL_MAX {
+        let used = session.open(bytes, &mut self.plain, out);
+        let rest = used.as_ref().map(|used| bytes.get(*used..).unwrap_or_default());
+        let Some(rest) = rest.ok().filter(|rest| rest.len() <= PARTIAL_MAX) else {
+            self.counters.tls_broken += 1;
             return Err(Broken);
-        }
+        };
+        // All that TLS 1.2 itself has to say in an open session is no to another handshake.
+        self.counters.renegotiations += u64::from(!out.is_empty() && session.is_tls12() && !session.ended);
         session.partial = rest.to_vec();
         parts.lane.ended |= session.ended;
         pass(parts, &self.plain, self.now)?;

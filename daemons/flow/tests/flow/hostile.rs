@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-fn script(address: &str, handshake: u64) -> Script {
+pub fn script(address: &str, handshake: u64) -> Script {
     let timeouts = Timeouts { handshake, connect: 1_000, ..Timeouts::default() };
     let config = Config { timeouts, ..config() };
     let instances = vec![instance(1, 9, address)];
@@ -16,7 +16,7 @@ fn script(address: &str, handshake: u64) -> Script {
 }
 
 /// Everything until the end, be it a reset.
-fn rest(mut stream: &TcpStream) -> Vec<u8> {
+pub fn rest(mut stream: &TcpStream) -> Vec<u8> {
     let (mut all, mut piece) = (Vec::new(), [0; 4096]);
     while let Ok(count @ 1..) = stream.read(&mut piece) {
         all.extend_from_slice(&piece[..count]);
@@ -24,7 +24,7 @@ fn rest(mut stream: &TcpStream) -> Vec<u8> {
     all
 }
 
-fn works(world: &World, port: u16) {
+pub fn works(world: &World, port: u16) {
     let bytes = hello(&format!("{}-{port}s.{BASE}", id(9)), None, 0);
     let mut stream = connect(world.ingress);
     stream.write_all(&bytes).unwrap();
@@ -114,7 +114,7 @@ fn too_many_half_open_connections_cost_the_oldest() {
 #[test]
 fn without_descriptors_it_waits_for_some() {
     let port = echo("127.6.4.1");
-    let world = World::limited(script("127.6.4.1", 60_000), Some(200));
+    let world = World::limited(script("127.6.4.1", 60_000), 200);
     let name = format!("{}-{port}s.{BASE}", id(9));
     let mut open: Vec<TcpStream> = Vec::new();
     for _ in 0..100 {

@@ -2,7 +2,9 @@
 //! Clients that reach their app.
 
 use crate::client::{client, hello, open};
-use crate::world::{BASE, Script, World, certificate, config, connect, echo, id, instance, serve_port};
+use crate::world::{
+    BASE, Script, World, certificate, config, connect, echo, echo_at, id, instance, serve_port,
+};
 use dstack_core::flow::{Config, Instance, Target, Timeouts, ToFlow};
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -42,6 +44,32 @@ fn every_form_of_hello_is_passed_through_as_it_was() {
     world.counted(|stats| {
         stats.counters.passed_through == 6 && stats.instances.iter().any(|i| i.connected == 6)
     });
+}
+
+/// Captured hellos, and what they are: `daemons/lib/core/tests/client_hellos/README.md`.
+#[test]
+fn hellos_of_real_programs_reach_their_app() {
+    let app = "3327603e03f5bd1f830812ca4a789277fc31f577";
+    echo_at("127.5.9.1", 8443);
+    let mut config = config();
+    config.base_domains.push("app.example.com".into());
+    let instances = vec![Instance { app_id: app.parse().unwrap(), ..instance(1, 9, "127.5.9.1") }];
+    let world = World::new(Script { config, instances, ..Script::default() });
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../lib/core/tests/client_hellos");
+    let files = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let files: Vec<_> = files.filter(|path| path.extension().is_some_and(|ext| ext == "bin")).collect();
+    assert!(files.len() >= 14);
+    for path in &files {
+        let bytes = std::fs::read(path).unwrap();
+        for piece in [bytes.len(), 100] {
+            let mut stream = connect(world.ingress);
+            bytes.chunks(piece).for_each(|part| stream.write_all(part).unwrap());
+            let mut back = vec![0; bytes.len()];
+            stream.read_exact(&mut back).unwrap();
+            assert!(back == bytes, "{}", path.display());
+        }
+    }
+    world.counted(|stats| stats.counters.passed_through == 2 * files.len() as u64);
 }
 
 #[test]
@@ -219,7 +247,8 @@ fn plain_http_goes_by_host() {
 fn an_app_that_asks_for_it_hears_who_comes() {
     let port = echo("127.5.8.1");
     let asks = Instance { proxy_protocol: BTreeSet::from([port]), ..instance(1, 9, "127.5.8.1") };
-    let world = World::new(Script { instances: vec![asks.clone()], ..script("127.5.8.1") });
+    let names = [("www.example.org".to_owned(), Some(Target { id: [9; 20].into(), port }))].into();
+    let world = World::new(Script { instances: vec![asks.clone()], names, ..script("127.5.8.1") });
     let bytes = hello(&format!("{}-{port}s.{BASE}", id(9)), None, 0);
     let mut stream = connect(world.ingress);
     stream.write_all(&bytes).unwrap();
@@ -238,4 +267,17 @@ fn an_app_that_asks_for_it_hears_who_comes() {
         alert.clear();
         stream.read_to_end(&mut alert).unwrap();
     }
+    world.counted(|stats| stats.counters.port_refused == 1);
+    // Plain HTTP and a custom domain come under the same policy.
+    let mut plain = connect(world.http);
+    plain.write_all(format!("GET / HTTP/1.1\r\nHost: {}-{port}.{BASE}\r\n\r\n", id(9)).as_bytes()).unwrap();
+    let mut answer = String::new();
+    plain.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    let mut custom = connect(world.ingress);
+    custom.write_all(&hello("www.example.org", None, 0)).unwrap();
+    alert.clear();
+    custom.read_to_end(&mut alert).unwrap();
+    assert_eq!(alert, [21, 3, 3, 0, 2, 2, 49]);
+    world.counted(|stats| stats.counters.port_refused == 3);
 }

@@ -54,6 +54,8 @@ pub struct World {
     pub ingress: SocketAddr,
     pub passthrough: SocketAddr,
     pub http: SocketAddr,
+    /// Another ingress, on `::1`, when asked for.
+    pub ingress6: Option<SocketAddr>,
     _directory: tempfile::TempDir,
     link: Arc<Mutex<Option<UnixStream>>>,
     script: Arc<Mutex<Script>>,
@@ -100,11 +102,20 @@ fn serve(
 
 impl World {
     pub fn new(script: Script) -> Self {
-        Self::limited(script, None)
+        Self::start(script, None, false)
     }
 
     /// With so many descriptors.
-    pub fn limited(script: Script, descriptors: Option<u32>) -> Self {
+    pub fn limited(script: Script, descriptors: u32) -> Self {
+        Self::start(script, Some(descriptors), false)
+    }
+
+    /// With an ingress on `::1` too.
+    pub fn dual(script: Script) -> Self {
+        Self::start(script, None, true)
+    }
+
+    fn start(script: Script, descriptors: Option<u32>, dual: bool) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("flow.sock");
         let (link, script) = (Arc::new(Mutex::new(None)), Arc::new(Mutex::new(script)));
@@ -114,7 +125,10 @@ impl World {
         std::thread::spawn(move || serve(listener, shared.0, shared.1, sender));
         let program = env!("CARGO_BIN_EXE_dstack-tproxy-flow");
         let limit = descriptors.map_or(String::new(), |limit| format!("ulimit -n {limit}; "));
-        let listen = "--listen 127.0.0.1:0 --listen-passthrough 127.0.0.1:0 --listen-http 127.0.0.1:0";
+        let second = if dual { "--listen [::1]:0 " } else { "" };
+        let listen = format!(
+            "--listen 127.0.0.1:0 {second}--listen-passthrough 127.0.0.1:0 --listen-http 127.0.0.1:0"
+        );
         let line = format!(
             "{limit}exec {program} --generation 3 --workers 2 --control {} {listen}",
             socket.display()
@@ -122,8 +136,10 @@ impl World {
         let mut child = Command::new("/bin/sh").args(["-c", &line]).stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut address = || lines.next().unwrap().unwrap().split_once(' ').unwrap().1.parse().unwrap();
-        let (ingress, passthrough, http) = (address(), address(), address());
-        let world = Self { child, ingress, passthrough, http, _directory: directory, link, script, heard };
+        let (ingress, ingress6) = (address(), dual.then(&mut address));
+        let (passthrough, http) = (address(), address());
+        let world =
+            Self { child, ingress, passthrough, http, ingress6, _directory: directory, link, script, heard };
         world.expect(|message| matches!(message, FromFlow::Hello { version: 1, generation: 3, .. }));
         world
     }
@@ -144,12 +160,13 @@ impl World {
 
     pub fn expect(&self, wanted: impl Fn(&FromFlow) -> bool) -> FromFlow {
         let end = Instant::now() + PATIENCE;
+        let mut last = None;
         loop {
             match self.heard.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok(message) if wanted(&message) => return message,
-                Ok(_) => {}
+                Ok(message) => last = Some(message),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                    panic!("not heard in time")
+                    panic!("not heard in time; the last was {last:?}")
                 }
             }
         }
@@ -158,6 +175,13 @@ impl World {
     /// Waits until the numbers say so.
     pub fn counted(&self, wanted: impl Fn(&Stats) -> bool) {
         self.expect(|message| matches!(message, FromFlow::Stats(stats) if wanted(stats)));
+    }
+
+    /// Resident memory of the process, bytes.
+    pub fn resident(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() * 1024
     }
 
     pub fn terminate(&self) {
@@ -175,8 +199,13 @@ impl Drop for World {
 
 /// An instance's port: each connection gets a thread.
 pub fn serve_port(address: &str, act: impl Fn(TcpStream) + Send + Sync + 'static) -> u16 {
+    serve_at(address, 0, act)
+}
+
+/// The same at a port of one's choice.
+fn serve_at(address: &str, port: u16, act: impl Fn(TcpStream) + Send + Sync + 'static) -> u16 {
     let address: IpAddr = address.parse().unwrap();
-    let listener = TcpListener::bind((address, 0)).unwrap();
+    let listener = TcpListener::bind((address, port)).unwrap();
     let port = listener.local_addr().unwrap().port();
     let act = Arc::new(act);
     std::thread::spawn(move || {
@@ -190,7 +219,12 @@ pub fn serve_port(address: &str, act: impl Fn(TcpStream) + Send + Sync + 'static
 
 /// Sends back whatever comes, until the end.
 pub fn echo(address: &str) -> u16 {
-    serve_port(address, |mut stream| {
+    echo_at(address, 0)
+}
+
+/// The same at a port of one's choice.
+pub fn echo_at(address: &str, port: u16) -> u16 {
+    serve_at(address, port, |mut stream| {
         let mut other = stream.try_clone().unwrap();
         if std::io::copy(&mut stream, &mut other).is_ok() {
             let _ = other.shutdown(std::net::Shutdown::Write);

@@ -22,6 +22,10 @@ pub struct Handover {
     pub kms: Vec<u8>,
     /// `tdx` or `simulated`.
     pub platform: String,
+    /// Ports that may be reached from outside; `None` means all.
+    pub allowed_ports: Option<Vec<u16>>,
+    /// Ports whose connections begin with a PROXY protocol header.
+    pub proxy_protocol_ports: Vec<u16>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -32,18 +36,23 @@ struct Document {
     gateway_app_id: String,
     kms_public_key: String,
     platform: String,
+    allowed_ports: Option<Vec<u16>>,
+    proxy_protocol_ports: Vec<u16>,
 }
 
 /// The file, when the app asks for tproxy and has a key service; nobody else can register (trust rule T1).
 #[must_use]
 pub fn render(inputs: &Inputs, gateway_app_id: &str, platform: &str) -> Option<Vec<u8>> {
     let Provider::Kms(kms) = &inputs.provider else { return None };
+    let ports = inputs.compose.port_policy.clone().unwrap_or_default();
     let document = Document {
         version: VERSION,
         tproxy_urls: inputs.hints.tproxy_urls.clone(),
         gateway_app_id: gateway_app_id.to_owned(),
         kms_public_key: hex::encode(kms),
         platform: platform.to_owned(),
+        allowed_ports: ports.allowed(),
+        proxy_protocol_ports: ports.proxy_protocol(),
     };
     inputs.compose.wants_tproxy().then(|| serde_json::json!(document).to_string().into_bytes())
 }
@@ -68,6 +77,8 @@ impl Handover {
             gateway: gateway.map(|id| id.parse()).transpose().map_err(io::Error::other)?,
             kms: hex::decode(document.kms_public_key).map_err(io::Error::other)?,
             platform: document.platform,
+            allowed_ports: document.allowed_ports,
+            proxy_protocol_ports: document.proxy_protocol_ports,
         })
     }
 }
@@ -105,6 +116,28 @@ mod tests {
         let shown: Vec<String> = handover.tproxies.iter().map(ToString::to_string).collect();
         assert_eq!(shown, ["tproxy.example:9070", "[2001:db8::1]:8443"]);
         assert_eq!((handover.gateway, handover.kms), (Some(AppId::from([0xab; 20])), vec![0x30, 0x59]));
+    }
+
+    #[test]
+    fn the_policy_of_the_ports_is_that_of_the_measured_document() {
+        for (policy, allowed, proxied) in [
+            (json!(null), None, vec![]),
+            (json!({"ports": [{"port": 80, "pp": true}]}), None, vec![80]),
+            (
+                json!({"ports": [{"port": 80}, {"port": 443, "pp": true}], "restrict_mode": true}),
+                Some(vec![80, 443]),
+                vec![443],
+            ),
+        ] {
+            let compose = json!({"tproxy_enabled": true, "key_provider": "kms", "key_provider_id": "3059",
+                "port_policy": policy});
+            let handover = Handover::parse(&rendered(&compose).unwrap()).unwrap();
+            assert_eq!(
+                (handover.allowed_ports, handover.proxy_protocol_ports),
+                (allowed, proxied),
+                "{policy}"
+            );
+        }
     }
 
     #[test]

@@ -4,9 +4,11 @@
 //! Its exact bytes are hashed, so it is parsed but never rewritten. Keys are those of the original's manifest versions
 //! 1 to 3; unknown keys are allowed, since they are measured like the rest.
 
+use crate::flow::PORTS_MAX;
 use crate::ids::{ComposeHash, SignerKey};
 use crate::limits::{ALLOWED_ENVS_MAX, APP_COMPOSE_MAX, KEY_PROVIDER_ID_MAX, UPGRADE_KEYS_MAX};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// What starts the app.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +40,57 @@ pub enum Rollback {
     Refuse,
     /// The boot goes on and says so.
     Warn,
+}
+
+/// A port of the app, as the ingress treats it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortRule {
+    /// The port, not 0.
+    pub port: u16,
+    /// Whether its connections begin with a PROXY protocol v2 header.
+    #[serde(default)]
+    pub pp: bool,
+}
+
+/// Where the ingress lets clients in.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PortPolicy {
+    /// Ports of which something is said; each once, at most [`PORTS_MAX`].
+    pub ports: Vec<PortRule>,
+    /// Whether no other port may be reached.
+    pub restrict_mode: bool,
+}
+
+impl PortPolicy {
+    /// The ports that may be reached; `None` means all.
+    #[must_use]
+    pub fn allowed(&self) -> Option<Vec<u16>> {
+        self.restrict_mode.then(|| self.ports.iter().map(|rule| rule.port).collect())
+    }
+
+    /// The ports whose connections begin with a PROXY protocol header.
+    #[must_use]
+    pub fn proxy_protocol(&self) -> Vec<u16> {
+        self.ports.iter().filter(|rule| rule.pp).map(|rule| rule.port).collect()
+    }
+
+    fn check(&self) -> Result<(), ComposeError> {
+        let ports: BTreeSet<u16> = self.ports.iter().map(|rule| rule.port).collect();
+        if ports.len() != self.ports.len() || ports.contains(&0) {
+            return Err(ComposeError::Field("port_policy.ports must name ports from 1 to 65535, each once"));
+        }
+        if ports.len() > PORTS_MAX {
+            return Err(ComposeError::Field("port_policy.ports has more than 64 ports"));
+        }
+        if self.restrict_mode && ports.is_empty() {
+            return Err(ComposeError::Field(
+                "port_policy.restrict_mode without ports would let nobody in: name the ports in port_policy.ports, \
+                 or leave tproxy_enabled out",
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// Login to a private registry.
@@ -82,6 +135,9 @@ pub struct AppCompose {
     /// Whether the app is reached through tproxy.
     #[serde(default, alias = "gateway_enabled")]
     pub tproxy_enabled: bool,
+    /// Which ports may be reached through tproxy; `None` means all.
+    #[serde(default)]
+    pub port_policy: Option<PortPolicy>,
     /// Whether anybody may read the containers' logs.
     #[serde(default)]
     pub public_logs: bool,
@@ -243,6 +299,7 @@ impl AppCompose {
         }
         self.check_trust()?;
         self.check_rollback()?;
+        self.port_policy.as_ref().map_or(Ok(()), PortPolicy::check)?;
         match (self.runner, &self.docker_compose_file, &self.bash_script) {
             (Runner::DockerCompose, Some(text), _) => check_compose_file(text),
             (Runner::DockerCompose, None, _) => {

@@ -40,6 +40,41 @@ fn switches_of_all_versions_mean_the_same() {
 }
 
 #[test]
+fn a_port_policy_restricts_only_when_it_says_so() {
+    let policy = |policy: serde_json::Value| {
+        let policy = compose(serde_json::json!({"port_policy": policy})).unwrap().port_policy.unwrap();
+        (policy.allowed(), policy.proxy_protocol())
+    };
+    assert_eq!(compose(serde_json::json!({"port_policy": null})).unwrap().port_policy, None);
+    assert_eq!(policy(serde_json::json!({})), (None, vec![]));
+    let ports = serde_json::json!([{"port": 443, "pp": true}, {"port": 80}, {"port": 65535, "pp": false}]);
+    assert_eq!(policy(serde_json::json!({"ports": ports})), (None, vec![443]));
+    assert_eq!(
+        policy(serde_json::json!({"ports": ports, "restrict_mode": true})),
+        (Some(vec![443, 80, 65535]), vec![443])
+    );
+}
+
+#[test]
+fn wrong_port_policies_are_named() {
+    let port = |number: u32| serde_json::json!({"port": number});
+    let many: Vec<_> = (1..=65).map(port).collect();
+    for (policy, part) in [
+        (serde_json::json!([80]), "invalid type"),
+        (serde_json::json!({"ports": [80]}), "invalid type"),
+        (serde_json::json!({"ports": [{"pp": true}]}), "missing field `port`"),
+        (serde_json::json!({"ports": [port(0)]}), "from 1 to 65535, each once"),
+        (serde_json::json!({"ports": [port(65536)]}), "65536"),
+        (serde_json::json!({"ports": [port(80), port(80)]}), "from 1 to 65535, each once"),
+        (serde_json::json!({"ports": many}), "more than 64 ports"),
+        (serde_json::json!({"restrict_mode": true}), "would let nobody in"),
+    ] {
+        let error = compose(serde_json::json!({"port_policy": policy})).unwrap_err().to_string();
+        assert!(error.contains(part), "{policy}: {error}");
+    }
+}
+
+#[test]
 fn wrong_input_is_named() {
     for (extra, part) in [
         (serde_json::json!({"manifest_version": 9}), "manifest_version"),

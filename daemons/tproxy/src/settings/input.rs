@@ -120,7 +120,7 @@ impl Default for TimeoutsInput {
             handshake: "5s".into(),
             data_timeout_enabled: true,
             idle: "10m".into(),
-            write: "5s".into(),
+            write: "1m".into(),
             shutdown: "5s".into(),
             total: "5h".into(),
         }

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The socket to data planes: what they are told, when, and who may listen.
 
-use crate::world::World;
+use crate::world::{World, request};
 use dstack_core::flow::{
     self, Certificate, Counters, Decoder, FromFlow, Parsed, Secret, Stats, Target, ToFlow,
 };
+use dstack_rpc::tproxy::RegisterCvmRequest;
 use dstack_tproxy::names::{BoxFuture, Lookup, Names, Txt};
 use dstack_tproxy::session::{Feed, Shared, config, serve};
 use std::sync::Arc;
@@ -116,6 +117,36 @@ async fn a_data_plane_gets_everything_and_then_changes() {
     feed.send_replace(Arc::new(fed));
     assert!(matches!(plane.next().await, ToFlow::Config(_)));
     assert_eq!(plane.next().await, ToFlow::Certificates(vec![certificate]));
+}
+
+#[tokio::test]
+async fn an_instance_says_which_of_its_ports_may_be_reached() {
+    let world = World::new().await;
+    let _feed = start(&world, ours());
+    let (mut plane, _) = Plane::greeted(&world, 1).await;
+    let mut next = async || match plane.next().await {
+        ToFlow::RouteDelta { upsert, .. } => upsert.into_iter().next().unwrap(),
+        other => panic!("{other:?}"),
+    };
+    let identity = world.kms.app(&world.boot(1, 1));
+    let register = async |allowed: &[u32], proxied: &[u32]| {
+        let (allowed_ports, proxy_protocol_ports) = (allowed.to_vec(), proxied.to_vec());
+        let request = RegisterCvmRequest { allowed_ports, proxy_protocol_ports, ..request(1) };
+        let path = "/prpc/Gateway.RegisterCvm";
+        world.call::<_, serde_json::Value>(Some(&identity), path, &request).await.unwrap();
+    };
+    register(&[80, 8443], &[8443]).await;
+    let instance = next().await;
+    assert_eq!(instance.port_policy, Some([80, 8443].into()));
+    assert_eq!(instance.proxy_protocol, [8443].into());
+    assert!(instance.allows(80) && !instance.allows(8090) && !instance.allows(443));
+    // After an upgrade the same instance says something else, and the data planes hear it.
+    register(&[443], &[]).await;
+    let instance = next().await;
+    assert_eq!((instance.port_policy.clone(), instance.proxy_protocol.len()), (Some([443].into()), 0));
+    register(&[], &[80]).await;
+    let instance = next().await;
+    assert!(instance.port_policy.is_none() && instance.allows(8090) && instance.proxy_protocol.contains(&80));
 }
 
 #[tokio::test]

@@ -12,10 +12,12 @@
 //! MSG_TRUNC, so that the ends cost next to nothing and the proxy is measured.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result};
+use rustix::fs::{memfd_create, sendfile, MemfdFlags};
+use rustix::net::{recv, RecvFlags};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -42,43 +44,30 @@ fn parse(f: &[u8; FRAME]) -> (u8, u64) {
 const FILE_LEN: usize = 1 << 20;
 
 /// A memory file full of bytes, the source for sendfile(2).
-fn source_fd() -> i32 {
+fn source() -> &'static OwnedFd {
     static FD: OnceLock<OwnedFd> = OnceLock::new();
-    FD.get_or_init(|| unsafe {
-        let fd = libc::memfd_create(c"proxybench".as_ptr(), 0);
-        assert!(fd >= 0, "memfd_create failed");
+    FD.get_or_init(|| {
+        let fd = memfd_create("proxybench", MemfdFlags::CLOEXEC).expect("memfd_create failed");
         let data = vec![0xa5u8; FILE_LEN];
-        assert_eq!(
-            libc::write(fd, data.as_ptr().cast(), data.len()),
-            data.len() as isize
-        );
-        OwnedFd::from_raw_fd(fd)
+        assert_eq!(rustix::io::write(&fd, &data), Ok(data.len()));
+        fd
     })
-    .as_raw_fd()
-}
-
-fn cvt(r: isize) -> std::io::Result<usize> {
-    if r < 0 {
-        Err(std::io::Error::last_os_error())
-    } else {
-        Ok(r as usize)
-    }
 }
 
 /// Send `len` bytes on a plain socket without touching them.
 pub async fn send_bulk(s: &TcpStream, len: u64) -> std::io::Result<()> {
     let mut left = len;
-    let mut pos: i64 = 0;
+    let mut pos = 0;
     while left > 0 {
         s.writable().await?;
-        let want = left.min((FILE_LEN as i64 - pos) as u64) as usize;
-        match s.try_io(Interest::WRITABLE, || unsafe {
+        let want = left.min(FILE_LEN as u64 - pos) as usize;
+        match s.try_io(Interest::WRITABLE, || {
             let mut off = pos;
-            cvt(libc::sendfile(s.as_raw_fd(), source_fd(), &mut off, want))
+            Ok(sendfile(s, source(), Some(&mut off), want)?)
         }) {
             Ok(n) => {
                 left -= n as u64;
-                pos = (pos + n as i64) % FILE_LEN as i64;
+                pos = (pos + n as u64) % FILE_LEN as u64;
             }
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
             Err(e) => return Err(e),
@@ -90,16 +79,12 @@ pub async fn send_bulk(s: &TcpStream, len: u64) -> std::io::Result<()> {
 /// Swallow `len` bytes from a plain socket without copying them out.
 pub async fn sink_bulk(s: &TcpStream, len: u64) -> std::io::Result<()> {
     let mut left = len;
+    let mut untouched = vec![0u8; (4 << 20).min(len as usize)];
     while left > 0 {
         s.readable().await?;
-        let want = left.min(4 << 20) as usize;
-        match s.try_io(Interest::READABLE, || unsafe {
-            cvt(libc::recv(
-                s.as_raw_fd(),
-                std::ptr::null_mut(),
-                want,
-                libc::MSG_TRUNC,
-            ))
+        let want = left.min(untouched.len() as u64) as usize;
+        match s.try_io(Interest::READABLE, || {
+            Ok(recv(s, &mut untouched[..want], RecvFlags::TRUNC)?.1)
         }) {
             Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
             Ok(n) => left -= n as u64,

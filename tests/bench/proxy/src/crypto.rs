@@ -20,11 +20,7 @@ struct Cpu(Duration);
 
 impl Cpu {
     fn now() -> Cpu {
-        let mut t = libc::timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut t) };
+        let t = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
         Cpu(Duration::new(t.tv_sec as u64, t.tv_nsec as u32))
     }
 

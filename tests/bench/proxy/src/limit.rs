@@ -11,10 +11,17 @@
 //! It has no timeouts, limits or half-open protection: a bound, not a proxy.
 
 use std::collections::HashMap;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::SocketAddrV4;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use anyhow::{bail, Result};
+use anyhow::{Context, Result};
+use rustix::event::epoll::{self, EventFlags};
+use rustix::io::Errno;
+use rustix::net::{
+    sockopt, AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType,
+};
+use rustix::pipe::{PipeFlags, SpliceFlags};
 
 pub struct Options {
     pub listen: SocketAddrV4,
@@ -26,25 +33,6 @@ pub struct Options {
 
 const BUF: usize = 64 << 10;
 const PIPE: usize = 1 << 20;
-
-fn last() -> std::io::Error {
-    std::io::Error::last_os_error()
-}
-
-fn sockaddr(a: SocketAddrV4) -> libc::sockaddr_in {
-    libc::sockaddr_in {
-        sin_family: libc::AF_INET as u16,
-        sin_port: a.port().to_be(),
-        sin_addr: libc::in_addr {
-            s_addr: u32::from(*a.ip()).to_be(),
-        },
-        sin_zero: [0; 8],
-    }
-}
-
-fn set_opt(fd: i32, level: i32, name: i32, v: i32) {
-    unsafe { libc::setsockopt(fd, level, name, (&v as *const i32).cast(), 4) };
-}
 
 /// Read `name ip:port` lines.
 pub fn read_routes(path: &std::path::Path) -> Result<HashMap<Vec<u8>, SocketAddrV4>> {
@@ -58,22 +46,16 @@ pub fn read_routes(path: &std::path::Path) -> Result<HashMap<Vec<u8>, SocketAddr
 }
 
 pub fn run(o: Options, routes: HashMap<Vec<u8>, SocketAddrV4>) -> Result<()> {
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     let routes = Arc::new(routes);
     let mut threads = Vec::new();
     for _ in 0..o.threads {
-        let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0) };
-        set_opt(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1);
-        set_opt(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1);
-        let a = sockaddr(o.listen);
-        if unsafe { libc::bind(fd, (&a as *const libc::sockaddr_in).cast(), 16) } != 0 {
-            bail!("bind {}: {}", SocketAddr::V4(o.listen), last());
-        }
-        unsafe { libc::listen(fd, 4096) };
-        let (routes, after) = (routes.clone(), o.splice_after);
-        threads.push(std::thread::spawn(move || {
-            Worker::new(fd, routes, after).run()
-        }));
+        let fd = socket()?;
+        sockopt::set_socket_reuseaddr(&fd, true)?;
+        sockopt::set_socket_reuseport(&fd, true)?;
+        rustix::net::bind(&fd, &o.listen).with_context(|| format!("bind {}", o.listen))?;
+        rustix::net::listen(&fd, 4096)?;
+        let worker = Worker::new(fd, routes.clone(), o.splice_after)?;
+        threads.push(std::thread::spawn(move || worker.run()));
     }
     for t in threads {
         let _ = t.join();
@@ -81,10 +63,18 @@ pub fn run(o: Options, routes: HashMap<Vec<u8>, SocketAddrV4>) -> Result<()> {
     Ok(())
 }
 
-#[derive(Clone, Copy)]
+fn socket() -> rustix::io::Result<OwnedFd> {
+    rustix::net::socket_with(
+        AddressFamily::INET,
+        SocketType::STREAM,
+        SocketFlags::NONBLOCK,
+        None,
+    )
+}
+
 struct Pipe {
-    rd: i32,
-    wr: i32,
+    rd: OwnedFd,
+    wr: OwnedFd,
 }
 
 /// One direction of a connection.
@@ -100,18 +90,18 @@ struct Dir {
 }
 
 struct Link {
-    /// client, server
-    fd: [i32; 2],
+    client: OwnedFd,
+    server: Option<OwnedFd>,
     dialling: bool,
-    /// the peer of fd[i] has closed its sending side
+    /// client, server: it has closed its sending side
     hup: [bool; 2],
-    /// dir[i] reads fd[i] and writes fd[1 - i]
+    /// from the client, from the server
     dir: [Dir; 2],
 }
 
 struct Worker {
-    listener: i32,
-    ep: i32,
+    listener: OwnedFd,
+    ep: OwnedFd,
     routes: Arc<HashMap<Vec<u8>, SocketAddrV4>>,
     after: u64,
     links: Vec<Option<Box<Link>>>,
@@ -123,9 +113,15 @@ struct Worker {
 const LISTENER: u64 = u64::MAX;
 
 impl Worker {
-    fn new(listener: i32, routes: Arc<HashMap<Vec<u8>, SocketAddrV4>>, after: u64) -> Worker {
-        let ep = unsafe { libc::epoll_create1(0) };
-        let w = Worker {
+    fn new(
+        listener: OwnedFd,
+        routes: Arc<HashMap<Vec<u8>, SocketAddrV4>>,
+        after: u64,
+    ) -> Result<Worker> {
+        let ep = epoll::create(epoll::CreateFlags::empty())?;
+        let data = epoll::EventData::new_u64(LISTENER);
+        epoll::add(&ep, &listener, data, EventFlags::IN)?;
+        Ok(Worker {
             listener,
             ep,
             routes,
@@ -134,48 +130,36 @@ impl Worker {
             free: Vec::new(),
             pipes: Vec::new(),
             buf: vec![0; BUF],
-        };
-        w.watch(listener, libc::EPOLLIN as u32, LISTENER);
-        w
-    }
-
-    fn watch(&self, fd: i32, events: u32, token: u64) {
-        let mut e = libc::epoll_event { events, u64: token };
-        unsafe { libc::epoll_ctl(self.ep, libc::EPOLL_CTL_ADD, fd, &mut e) };
+        })
     }
 
     fn run(mut self) {
-        let mut ev = vec![libc::epoll_event { events: 0, u64: 0 }; 256];
+        let mut ev = Vec::with_capacity(256);
         loop {
-            let n = unsafe { libc::epoll_wait(self.ep, ev.as_mut_ptr(), 256, -1) };
-            for e in ev.iter().take(n.max(0) as usize) {
-                let token = e.u64;
+            ev.clear();
+            // an interrupted wait brings no events
+            let _ = epoll::wait(&self.ep, rustix::buffer::spare_capacity(&mut ev), None);
+            for e in &ev {
+                let (token, flags) = (e.data.u64(), e.flags);
                 if token == LISTENER {
                     self.accept();
                     continue;
                 }
                 let (slot, side) = ((token >> 1) as usize, (token & 1) as usize);
-                self.event(slot, side, e.events);
+                self.event(slot, side, flags);
             }
         }
     }
 
     fn accept(&mut self) {
         for _ in 0..64 {
-            let fd = unsafe {
-                libc::accept4(
-                    self.listener,
-                    std::ptr::null_mut(),
-                    std::ptr::null_mut(),
-                    libc::SOCK_NONBLOCK,
-                )
-            };
-            if fd < 0 {
+            let Ok(client) = rustix::net::accept_with(&self.listener, SocketFlags::NONBLOCK) else {
                 return;
-            }
-            set_opt(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
+            };
+            let _ = sockopt::set_tcp_nodelay(&client, true);
             let link = Box::new(Link {
-                fd: [fd, -1],
+                client,
+                server: None,
                 dialling: false,
                 hup: [false; 2],
                 dir: Default::default(),
@@ -184,20 +168,21 @@ impl Worker {
                 self.links.push(None);
                 self.links.len() - 1
             });
+            let data = epoll::EventData::new_u64((slot as u64) << 1);
+            let _ = epoll::add(&self.ep, &link.client, data, EDGES);
             self.links[slot] = Some(link);
-            self.watch(fd, EDGES, (slot as u64) << 1);
             self.dial(slot); // the ClientHello is often there already
         }
     }
 
-    fn event(&mut self, slot: usize, side: usize, events: u32) {
+    fn event(&mut self, slot: usize, side: usize, events: EventFlags) {
         let Some(l) = self.links[slot].as_mut() else {
             return;
         };
-        if events & (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) as u32 != 0 {
+        if events.intersects(EventFlags::RDHUP | BROKEN) {
             l.hup[side] = true;
         }
-        if l.fd[1] < 0 {
+        if l.server.is_none() {
             self.dial(slot);
             return;
         }
@@ -205,11 +190,11 @@ impl Worker {
             if side == 0 {
                 return; // its bytes stay in the socket until the backend is up
             }
-            if events & (libc::EPOLLERR as u32 | libc::EPOLLHUP as u32) != 0 {
+            if events.intersects(BROKEN) {
                 self.close(slot);
                 return;
             }
-            if events & libc::EPOLLOUT as u32 == 0 {
+            if !events.contains(EventFlags::OUT) {
                 return;
             }
             l.dialling = false;
@@ -220,14 +205,12 @@ impl Worker {
     /// Peek at the ClientHello, and once the SNI is known dial the backend.
     fn dial(&mut self, slot: usize) {
         let l = self.links[slot].as_mut().unwrap();
-        let n = unsafe { libc::recv(l.fd[0], self.buf.as_mut_ptr().cast(), BUF, libc::MSG_PEEK) };
-        if n <= 0 {
-            if n == 0 || last().kind() != std::io::ErrorKind::WouldBlock {
-                self.close(slot);
-            }
-            return;
-        }
-        let to = match sni(&self.buf[..n as usize]) {
+        let n = match rustix::net::recv(&l.client, &mut self.buf[..], RecvFlags::PEEK) {
+            Ok((n, _)) if n > 0 => n,
+            Err(Errno::AGAIN) => return,
+            _ => return self.close(slot),
+        };
+        let to = match sni(&self.buf[..n]) {
             Sni::Partial => return,
             Sni::Bad => None,
             Sni::Name(name) => self.routes.get(name).copied(),
@@ -235,18 +218,20 @@ impl Worker {
         let Some(to) = to else {
             return self.close(slot);
         };
-        let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0) };
-        set_opt(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
-        let a = sockaddr(to);
-        let r = unsafe { libc::connect(fd, (&a as *const libc::sockaddr_in).cast(), 16) };
-        let l = self.links[slot].as_mut().unwrap();
-        l.fd[1] = fd;
-        if r != 0 && last().raw_os_error() != Some(libc::EINPROGRESS) {
+        let Ok(server) = socket() else {
             return self.close(slot);
-        }
-        l.dialling = r != 0;
-        let now = !l.dialling;
-        self.watch(fd, EDGES, (slot as u64) << 1 | 1);
+        };
+        let _ = sockopt::set_tcp_nodelay(&server, true);
+        let now = match rustix::net::connect(&server, &to) {
+            Ok(()) => true,
+            Err(Errno::INPROGRESS) => false,
+            Err(_) => return self.close(slot),
+        };
+        let l = self.links[slot].as_mut().unwrap();
+        l.dialling = !now;
+        let data = epoll::EventData::new_u64((slot as u64) << 1 | 1);
+        let _ = epoll::add(&self.ep, &server, data, EDGES);
+        l.server = Some(server);
         if now {
             self.pump(slot);
         }
@@ -267,36 +252,30 @@ impl Worker {
     }
 
     fn pump_one(&mut self, l: &mut Link, i: usize) -> bool {
-        let (from, to, hup) = (l.fd[i], l.fd[1 - i], l.hup[i]);
+        let Some(server) = &l.server else {
+            return false;
+        };
+        let (from, to) = if i == 0 {
+            (&l.client, server)
+        } else {
+            (server, &l.client)
+        };
+        let hup = l.hup[i];
         let d = &mut l.dir[i];
         loop {
             // 1. what is pending goes out first
             while d.pending > 0 {
-                let r = match d.pipe {
-                    Some(p) => unsafe {
-                        libc::splice(
-                            p.rd,
-                            std::ptr::null_mut(),
-                            to,
-                            std::ptr::null_mut(),
-                            d.pending,
-                            SPLICE,
-                        )
-                    },
-                    None => unsafe {
+                let sent = match &d.pipe {
+                    Some(p) => rustix::pipe::splice(&p.rd, None, to, None, d.pending, SPLICE),
+                    None => {
                         let at = d.held.len() - d.pending;
-                        libc::send(
-                            to,
-                            d.held[at..].as_ptr().cast(),
-                            d.pending,
-                            libc::MSG_NOSIGNAL,
-                        )
-                    },
+                        rustix::net::send(to, &d.held[at..], SendFlags::NOSIGNAL)
+                    }
                 };
-                if r < 0 {
-                    return last().kind() == std::io::ErrorKind::WouldBlock;
+                match sent {
+                    Ok(n) => d.pending -= n,
+                    Err(e) => return e == Errno::AGAIN,
                 }
-                d.pending -= r as usize;
             }
             if let Some(p) = d.pipe.take() {
                 self.pipes.push(p);
@@ -306,28 +285,27 @@ impl Worker {
             }
             if d.eof {
                 if !d.done {
-                    unsafe { libc::shutdown(to, libc::SHUT_WR) };
+                    let _ = rustix::net::shutdown(to, Shutdown::Write);
                     d.done = true;
                 }
                 return true;
             }
             // 2. take more
             if d.moved < self.after {
-                let n = unsafe { libc::recv(from, self.buf.as_mut_ptr().cast(), BUF, 0) };
-                if n < 0 {
-                    return last().kind() == std::io::ErrorKind::WouldBlock;
-                }
+                let n = match rustix::net::recv(from, &mut self.buf[..], RecvFlags::empty()) {
+                    Ok((n, _)) => n,
+                    Err(e) => return e == Errno::AGAIN,
+                };
                 if n == 0 {
                     d.eof = true;
                     continue;
                 }
                 d.moved += n as u64;
-                let n = n as usize;
-                let r = unsafe { libc::send(to, self.buf.as_ptr().cast(), n, libc::MSG_NOSIGNAL) };
-                if r < 0 && last().kind() != std::io::ErrorKind::WouldBlock {
-                    return false;
-                }
-                let sent = r.max(0) as usize;
+                let sent = match rustix::net::send(to, &self.buf[..n], SendFlags::NOSIGNAL) {
+                    Ok(sent) => sent,
+                    Err(Errno::AGAIN) => 0,
+                    Err(_) => return false,
+                };
                 if sent < n {
                     d.held = self.buf[sent..n].to_vec();
                     d.pending = n - sent;
@@ -338,62 +316,42 @@ impl Worker {
                 let Some(p) = self.pipes.pop().or_else(new_pipe) else {
                     return false;
                 };
-                let n = unsafe {
-                    libc::splice(
-                        from,
-                        std::ptr::null_mut(),
-                        p.wr,
-                        std::ptr::null_mut(),
-                        PIPE,
-                        SPLICE,
-                    )
-                };
-                if n <= 0 {
-                    self.pipes.push(p);
-                    if n < 0 {
-                        return last().kind() == std::io::ErrorKind::WouldBlock;
+                match rustix::pipe::splice(from, None, &p.wr, None, PIPE, SPLICE) {
+                    Ok(n) if n > 0 => {
+                        d.moved += n as u64;
+                        d.pending = n;
+                        d.pipe = Some(p);
                     }
-                    d.eof = true;
-                    continue;
+                    end => {
+                        self.pipes.push(p);
+                        if let Err(e) = end {
+                            return e == Errno::AGAIN;
+                        }
+                        d.eof = true;
+                    }
                 }
-                d.moved += n as u64;
-                d.pending = n as usize;
-                d.pipe = Some(p);
             }
         }
     }
 
     fn close(&mut self, slot: usize) {
-        let Some(l) = self.links[slot].take() else {
-            return;
-        };
-        for fd in l.fd {
-            if fd >= 0 {
-                unsafe { libc::close(fd) };
-            }
+        if self.links[slot].take().is_some() {
+            self.free.push(slot);
         }
-        for d in l.dir {
-            if let Some(p) = d.pipe {
-                unsafe {
-                    libc::close(p.rd);
-                    libc::close(p.wr);
-                }
-            }
-        }
-        self.free.push(slot);
     }
 }
 
-const EDGES: u32 = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET) as u32;
-const SPLICE: u32 = libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK;
+const EDGES: EventFlags = EventFlags::IN
+    .union(EventFlags::OUT)
+    .union(EventFlags::RDHUP)
+    .union(EventFlags::ET);
+const BROKEN: EventFlags = EventFlags::HUP.union(EventFlags::ERR);
+const SPLICE: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
 
 fn new_pipe() -> Option<Pipe> {
-    let mut p = [0i32; 2];
-    if unsafe { libc::pipe2(p.as_mut_ptr(), libc::O_NONBLOCK) } != 0 {
-        return None;
-    }
-    unsafe { libc::fcntl(p[1], libc::F_SETPIPE_SZ, PIPE as i32) };
-    Some(Pipe { rd: p[0], wr: p[1] })
+    let (rd, wr) = rustix::pipe::pipe_with(PipeFlags::NONBLOCK).ok()?;
+    let _ = rustix::pipe::fcntl_setpipe_size(&wr, PIPE);
+    Some(Pipe { rd, wr })
 }
 
 enum Sni<'a> {

@@ -2,6 +2,8 @@
 //! `proxybench`: runs SNI-routing TLS proxies side by side under the same load.
 //! See README.md. Loopback only; every loop is bounded in count and time.
 
+#![forbid(unsafe_code)]
+
 mod backend;
 mod client;
 mod crypto;

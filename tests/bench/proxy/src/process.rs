@@ -8,6 +8,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
+use rustix::process::{
+    getpgid, getrlimit, kill_process, setrlimit, Pid, Resource, Rlimit, Signal,
+};
+use rustix::thread::{sched_setaffinity, CpuSet};
 
 /// A running proxy: its process and all its descendants.
 pub struct Running {
@@ -31,23 +35,18 @@ impl Running {
         pin: Option<usize>,
     ) -> Result<Running> {
         let out = std::fs::File::create(log)?;
-        let mut cmd = Command::new(&argv[0]);
-        cmd.args(&argv[1..])
+        // It dies with the harness, so that nothing is left running. Each program becomes the next.
+        let mut cmd = Command::new("setpriv");
+        cmd.args(["--pdeathsig", "TERM"]);
+        if let Some(core) = pin {
+            cmd.args(["taskset", "-c", &core.to_string()]);
+        }
+        cmd.args(argv)
             .envs(env.iter().cloned())
             .stdin(Stdio::null())
             .stdout(out.try_clone()?)
             .stderr(out)
             .process_group(0);
-        // Die with the harness, so that nothing is left running.
-        unsafe {
-            cmd.pre_exec(move || {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
-                if let Some(core) = pin {
-                    pin_to(core);
-                }
-                Ok(())
-            });
-        }
         let child = cmd
             .spawn()
             .with_context(|| format!("starting {}", argv[0]))?;
@@ -91,7 +90,7 @@ impl Running {
 
     /// CPU seconds (user + system) used so far by the whole process tree.
     pub fn cpu(&self) -> f64 {
-        let tick = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64;
+        let tick = rustix::param::clock_ticks_per_second() as f64;
         self.tree().into_iter().filter_map(stat_ticks).sum::<u64>() as f64 / tick
     }
 
@@ -132,7 +131,7 @@ impl Drop for Running {
         }
         // Only the process started here and its own descendants.
         let pids = self.tree();
-        unsafe { libc::kill(self.pid() as i32, libc::SIGTERM) };
+        kill(self.pid(), Signal::TERM);
         let start = Instant::now();
         while self.alive() && start.elapsed() < Duration::from_secs(2) {
             std::thread::sleep(Duration::from_millis(20));
@@ -141,13 +140,23 @@ impl Drop for Running {
             let _ = c.kill();
             let _ = c.wait();
         }
-        let group = self.pid() as i32;
+        let group = as_pid(self.pid());
         for pid in pids {
             // a pid may have been reused: touch it only while it is in our group
-            if unsafe { libc::getpgid(pid as i32) } == group {
-                unsafe { libc::kill(pid as i32, libc::SIGKILL) };
+            if getpgid(as_pid(pid)).ok() == group {
+                kill(pid, Signal::KILL);
             }
         }
+    }
+}
+
+fn as_pid(pid: u32) -> Option<Pid> {
+    Pid::from_raw(pid as i32)
+}
+
+fn kill(pid: u32, signal: Signal) {
+    if let Some(pid) = as_pid(pid) {
+        let _ = kill_process(pid, signal); // it may be gone
     }
 }
 
@@ -192,27 +201,28 @@ fn tree(root: u32) -> Vec<u32> {
 /// Raise the descriptor limit (past the hard limit where root may); children
 /// inherit it.
 pub fn raise_nofile() -> u64 {
-    unsafe {
-        let big = libc::rlimit {
-            rlim_cur: 200_000,
-            rlim_max: 200_000,
-        };
-        if libc::setrlimit(libc::RLIMIT_NOFILE, &big) == 0 {
-            return big.rlim_cur;
-        }
-        let mut r: libc::rlimit = std::mem::zeroed();
-        libc::getrlimit(libc::RLIMIT_NOFILE, &mut r);
-        r.rlim_cur = r.rlim_max;
-        libc::setrlimit(libc::RLIMIT_NOFILE, &r);
-        r.rlim_cur
+    let wanted = 200_000;
+    let big = Rlimit {
+        current: Some(wanted),
+        maximum: Some(wanted),
+    };
+    if setrlimit(Resource::Nofile, big).is_ok() {
+        return wanted;
     }
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: maximum,
+            maximum,
+        },
+    );
+    maximum.unwrap_or(u64::MAX)
 }
 
 /// Bind the calling thread (and what it starts later) to one core.
 pub fn pin_to(core: usize) {
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(core, &mut set);
-        libc::sched_setaffinity(0, std::mem::size_of_val(&set), &set);
-    }
+    let mut set = CpuSet::new();
+    set.set(core);
+    let _ = sched_setaffinity(None, &set); // without it the run is only noisier
 }

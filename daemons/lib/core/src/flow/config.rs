@@ -52,7 +52,7 @@ pub struct Timeouts {
     pub handshake: u64,
     /// Neither side sends anything.
     pub idle: Option<u64>,
-    /// One side takes nothing of what the other has sent.
+    /// One side takes nothing of what the other has sent, and all buffers between them are full.
     pub write: Option<u64>,
     /// Closing, once both sides have said all.
     pub shutdown: u64,
@@ -66,7 +66,7 @@ impl Default for Timeouts {
             connect: 5_000,
             handshake: 5_000,
             idle: Some(600_000),
-            write: Some(5_000),
+            write: Some(60_000),
             shutdown: 5_000,
             total: Some(5 * 3_600_000),
         }

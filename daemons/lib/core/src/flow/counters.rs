@@ -55,6 +55,8 @@ counters! {
     Counter app_full "Connections refused because their app has too many."
     Counter no_certificate "Names without a certificate."
     Counter tls_failed "TLS handshakes that failed."
+    Counter tls_broken "Streams that ended by a TLS error after their handshake."
+    Counter renegotiations "Renegotiations that clients asked for, all refused."
     Counter hello_timeout "Clients whose ClientHello or head took too long."
     Counter handshake_timeout "TLS handshakes that took too long."
     Counter connect_failed "Connections to instances that failed."
