@@ -27,10 +27,10 @@ fetch() { in_host curl -sS -f --max-time 15 --cacert "$CERTS/cert.pem" "$@"; }
 # certificate NAME PORT: subject of the certificate that a client sees.
 certificate() { in_host_sh 'echo | openssl s_client -connect "192.0.2.1:$2" -servername "$1" 2>/dev/null | openssl x509 -noout -subject' "$@"; }
 
-# load_start URL: four clients ask for it until load_stop.
+# load_start URL [ROOT]: four clients ask for it until load_stop.
 load_start() {
     in_host_sh 'rm -f /run/load /run/load.errors
-        systemd-run --quiet --collect --unit=load /srv/dstack/tests/apps/ingress/load /run/load "$1" 4 --cacert "$2/cert.pem"' "$1" "$CERTS" &&
+        systemd-run --quiet --collect --unit=load /srv/dstack/tests/apps/ingress/load /run/load "$1" 4 --cacert "$2"' "$1" "${2:-$CERTS/cert.pem}" &&
         eventually 20 load_runs
 }
 
