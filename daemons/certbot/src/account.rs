@@ -37,7 +37,10 @@ pub struct Credentials {
 
 impl std::fmt::Debug for Credentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Credentials").field("id", &self.id).field("directory", &self.directory).finish_non_exhaustive()
+        f.debug_struct("Credentials")
+            .field("id", &self.id)
+            .field("directory", &self.directory)
+            .finish_non_exhaustive()
     }
 }
 
@@ -125,7 +128,11 @@ pub fn load(dir: &Path, directory: &str) -> Result<Option<Credentials>, AccountE
     let path = dir.join(FILE);
     let Some(found) = read(dir)? else { return Ok(None) };
     if found.directory != directory {
-        return Err(AccountError::OtherAuthority { path, found: found.directory, wanted: directory.to_owned() });
+        return Err(AccountError::OtherAuthority {
+            path,
+            found: found.directory,
+            wanted: directory.to_owned(),
+        });
     }
     Ok(Some(found))
 }
@@ -159,7 +166,11 @@ struct Waiting {
 ///
 /// # Errors
 /// [`FileError`].
-pub fn key(dir: &Path, directory: &str, fresh: impl FnOnce() -> Result<Zeroizing<Vec<u8>>, String>) -> Result<Zeroizing<Vec<u8>>, FileError> {
+pub fn key(
+    dir: &Path,
+    directory: &str,
+    fresh: impl FnOnce() -> Result<Zeroizing<Vec<u8>>, String>,
+) -> Result<Zeroizing<Vec<u8>>, FileError> {
     let path = dir.join(KEY_FILE);
     let waiting: Option<Waiting> = state::load(&path, 1)?;
     if let Some(mut waiting) = waiting.filter(|w| w.directory == directory) {
@@ -184,7 +195,10 @@ mod tests {
     #[test]
     fn the_originals_file_is_read_and_written() {
         let found = parse(ORIGINAL.as_bytes()).unwrap();
-        assert_eq!((found.id.as_str(), found.directory.as_str()), ("https://ca.example/acct/1", "https://ca.example/dir"));
+        assert_eq!(
+            (found.id.as_str(), found.directory.as_str()),
+            ("https://ca.example/acct/1", "https://ca.example/dir")
+        );
         let again = parse(&format(&found)).unwrap();
         assert_eq!((again.id, again.key, again.directory), (found.id, found.key, found.directory));
         let newer = ORIGINAL.replacen('{', r#"{"acme_url":"https://ca.example/dir","#, 1);
@@ -195,7 +209,14 @@ mod tests {
     fn p30_an_unreadable_account_is_no_new_account() {
         let dir = tempfile::tempdir().unwrap();
         assert!(load(dir.path(), "https://ca.example/dir").unwrap().is_none());
-        let bad = ["", "{", "{}", "null", &ORIGINAL.replace("key_pkcs8\":\"M", "key_pkcs8\":\"*"), &ORIGINAL.replacen("acct/1", "acct/2", 1)];
+        let bad = [
+            "",
+            "{",
+            "{}",
+            "null",
+            &ORIGINAL.replace("key_pkcs8\":\"M", "key_pkcs8\":\"*"),
+            &ORIGINAL.replacen("acct/1", "acct/2", 1),
+        ];
         for bad in bad {
             std::fs::write(dir.path().join(FILE), bad).unwrap();
             let error = load(dir.path(), "https://ca.example/dir").unwrap_err().to_string();

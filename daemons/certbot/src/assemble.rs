@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From settings and credentials to an engine.
 
+use crate::acme::Acme;
 use crate::acme::ExternalAccount;
 use crate::acme::client::Authority;
-use crate::acme::Acme;
 use crate::dns::Provider;
 use crate::dns::authority::Authorities;
 use crate::dns::cloudflare::Cloudflare;
@@ -43,7 +43,9 @@ pub enum AssembleError {
     #[error(transparent)]
     Credential(#[from] CredentialError),
     /// A credential is missing.
-    #[error("the credential {0} is missing: {1}; store it with: systemd-creds encrypt --name={0} - /etc/credstore.encrypted/{0}")]
+    #[error(
+        "the credential {0} is missing: {1}; store it with: systemd-creds encrypt --name={0} - /etc/credstore.encrypted/{0}"
+    )]
     Missing(&'static str, &'static str),
     /// A credential is not what it is to be.
     #[error("the credential {0} is not {1}")]
@@ -99,7 +101,10 @@ fn provider(settings: &Settings, secrets: Secrets<'_>) -> Result<Arc<dyn Provide
     match &settings.dns {
         Dns::Cloudflare { base_url, zone_id, token } => {
             let token = text(CLOUDFLARE, secrets)?.or_else(|| token.clone());
-            let token = token.ok_or(AssembleError::Missing(CLOUDFLARE, "certbot.toml has dns.provider = \"cloudflare\""))?;
+            let token = token.ok_or(AssembleError::Missing(
+                CLOUDFLARE,
+                "certbot.toml has dns.provider = \"cloudflare\"",
+            ))?;
             Ok(Arc::new(Cloudflare::new(http(None)?, base_url, token, zone_id.clone())))
         }
         Dns::Rfc2136 { server, zone, key_name, algorithm } => {

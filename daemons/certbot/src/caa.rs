@@ -89,7 +89,9 @@ pub struct Plan {
 
 /// Issuer and account cannot be written as CAA.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what} {text:?} of the certificate authority cannot be in a CAA record; set auto_set_caa = false in certbot.toml")]
+#[error(
+    "{what} {text:?} of the certificate authority cannot be in a CAA record; set auto_set_caa = false in certbot.toml"
+)]
 pub struct CaaError {
     what: &'static str,
     text: String,
@@ -119,7 +121,10 @@ pub fn plan(existing: &[Caa], wanted: &[Caa], owned: &[Caa], foreign: Foreign) -
     let ours = |r: &Caa| wanted.contains(r) || owned.contains(r) || r.is_guard();
     let others: Vec<Caa> = existing.iter().filter(|r| r.decides() && !ours(r)).cloned().collect();
     let goes = |r: &&Caa| {
-        r.decides() && !r.is_guard() && !wanted.contains(r) && (foreign == Foreign::Remove || owned.contains(r))
+        r.decides()
+            && !r.is_guard()
+            && !wanted.contains(r)
+            && (foreign == Foreign::Remove || owned.contains(r))
     };
     let going: Vec<&Caa> = existing.iter().filter(goes).collect();
     let missing: Vec<&Caa> = wanted.iter().filter(|r| !existing.contains(r)).collect();

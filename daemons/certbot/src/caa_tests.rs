@@ -34,7 +34,15 @@ fn values_are_those_of_the_tutorial() {
         "0 issue \"ca.example;validationmethods=dns-01;accounturi=https://ca.example/acct/1\""
     );
     assert_eq!((wild.tag.as_str(), &wild.value), ("issuewild", &issue.value));
-    for (issuer, account) in [("", ACCOUNT), ("a b", ACCOUNT), ("a;b", ACCOUNT), ("a", ""), ("a", "u;issue"), ("a", "x\"y"), ("a", "x\ny")] {
+    for (issuer, account) in [
+        ("", ACCOUNT),
+        ("a b", ACCOUNT),
+        ("a;b", ACCOUNT),
+        ("a", ""),
+        ("a", "u;issue"),
+        ("a", "x\"y"),
+        ("a", "x\ny"),
+    ] {
         assert!(wanted(issuer, account).is_err(), "{issuer:?} {account:?}");
     }
 }
@@ -65,7 +73,10 @@ fn records_of_others_are_left_and_told_of_by_policy() {
     let other = Caa::new("issue", "other.example");
     let mut set = vec![other.clone()];
     set.extend(ours());
-    assert_eq!(plan(&set, &ours(), &[], Foreign::Report), Plan { steps: vec![], foreign: vec![other.clone()] });
+    assert_eq!(
+        plan(&set, &ours(), &[], Foreign::Report),
+        Plan { steps: vec![], foreign: vec![other.clone()] }
+    );
     assert_eq!(plan(&set, &ours(), &[], Foreign::Keep), Plan::default());
     let removed = plan(&set, &ours(), &[], Foreign::Remove);
     assert!(removed.steps.contains(&Step::Remove(other)) && removed.foreign.is_empty());

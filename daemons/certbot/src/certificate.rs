@@ -72,7 +72,8 @@ impl Pair {
             return Err(format!("the chain has more than {CHAIN_MAX} certificates"));
         }
         let leaf = leaf(parsed.first().ok_or("the chain has no certificate")?)?;
-        let private = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|e| format!("the key is no PEM: {e}"))?;
+        let private =
+            PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|e| format!("the key is no PEM: {e}"))?;
         CertifiedKey::from_der(parsed, private, &default_provider())
             .map_err(|e| format!("the key does not belong to the certificate: {e}"))?;
         Ok(Self { chain, key, leaf })
@@ -99,9 +100,13 @@ fn leaf(der: &[u8]) -> Result<Leaf, String> {
         public_key: certificate.public_key().raw.to_vec(),
         issuer: certificate.issuer().to_string(),
         serial: certificate.tbs_certificate.raw_serial().to_vec(),
-        authority_key: certificate.iter_extensions().find_map(|extension| match extension.parsed_extension() {
-            ParsedExtension::AuthorityKeyIdentifier(found) => found.key_identifier.as_ref().map(|id| id.0.to_vec()),
-            _ => None,
+        authority_key: certificate.iter_extensions().find_map(|extension| {
+            match extension.parsed_extension() {
+                ParsedExtension::AuthorityKeyIdentifier(found) => {
+                    found.key_identifier.as_ref().map(|id| id.0.to_vec())
+                }
+                _ => None,
+            }
         }),
     })
 }

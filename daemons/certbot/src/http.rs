@@ -14,8 +14,8 @@ use rustls::RootCertStore;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use std::path::Path;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use tokio::time::timeout;
 
 /// Why a server was not heard.
@@ -76,7 +76,8 @@ impl Http {
             .with_root_certificates(roots)
             .with_no_client_auth();
         // URLs were checked when they were read: https, or a loopback address.
-        let connector = HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().build();
+        let connector =
+            HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().build();
         Ok(Self { client: Client::builder(TokioExecutor::new()).build(connector), shared: Arc::default() })
     }
 
@@ -164,7 +165,9 @@ fn of_system() -> Result<RootCertStore, HttpError> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(found.certs);
     match roots.is_empty() {
-        true => Err(HttpError::Roots("there are no certificate authorities; run: apt install ca-certificates".into())),
+        true => Err(HttpError::Roots(
+            "there are no certificate authorities; run: apt install ca-certificates".into(),
+        )),
         false => Ok(roots),
     }
 }

@@ -11,7 +11,9 @@ const LABEL_MAX: usize = 63;
 
 /// A text that is no name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no domain name; give two or more labels of letters, digits and hyphens, e.g. \"apps.example.com\"")]
+#[error(
+    "{0:?} is no domain name; give two or more labels of letters, digits and hyphens, e.g. \"apps.example.com\""
+)]
 pub struct NameError(String);
 
 /// A domain name: lower case, without the last dot, two or more labels.
@@ -107,7 +109,10 @@ mod tests {
         let name: CertName = "*.Apps.Example.COM.".parse().unwrap();
         assert_eq!(name.to_string(), "*.apps.example.com");
         assert_eq!(name.base.challenge().as_str(), "_acme-challenge.apps.example.com");
-        for bad in ["", ".", "com", "*.com", "a..b", "*.*.a.b", "a.b/c", "-a.b", "a-.b", "a b.c", "..", "*a.b.c", "ä.b"] {
+        for bad in [
+            "", ".", "com", "*.com", "a..b", "*.*.a.b", "a.b/c", "-a.b", "a-.b", "a b.c", "..", "*a.b.c",
+            "ä.b",
+        ] {
             assert!(bad.parse::<CertName>().is_err(), "{bad}");
         }
         assert!(format!("{}.com", "a".repeat(64)).parse::<DnsName>().is_err());
@@ -124,7 +129,9 @@ mod tests {
     #[test]
     fn a_zone_contains_whole_labels() {
         let zone: DnsName = "example.com".parse().unwrap();
-        for (name, inside) in [("example.com", true), ("a.example.com", true), ("anexample.com", false), ("com.example", false)] {
+        for (name, inside) in
+            [("example.com", true), ("a.example.com", true), ("anexample.com", false), ("com.example", false)]
+        {
             assert_eq!(name.parse::<DnsName>().unwrap().is_in(&zone), inside, "{name}");
         }
     }

@@ -65,7 +65,8 @@ impl fmt::Display for Verdict {
             Self::Everywhere => f.write_str("every server has it"),
             Self::Missing(missing) if missing.is_empty() => f.write_str("there is no server to ask"),
             Self::Missing(missing) => {
-                let each: Vec<String> = missing.iter().map(|(server, why)| format!("{server} {why}")).collect();
+                let each: Vec<String> =
+                    missing.iter().map(|(server, why)| format!("{server} {why}")).collect();
                 f.write_str(&each.join("; "))
             }
         }
@@ -86,7 +87,10 @@ mod tests {
         let verdict = judge(&[(a, values(&["x", "y"])), (b, values(&["x"]))]);
         assert_eq!(verdict, Verdict::Missing(vec![(b, Why::Other(1))]));
         let verdict = judge(&[(a, values(&[])), (b, Said::Nothing("timed out".into()))]);
-        assert_eq!(verdict.to_string(), "192.0.2.1:53 does not have it; 192.0.2.2:53 does not answer: timed out");
+        assert_eq!(
+            verdict.to_string(),
+            "192.0.2.1:53 does not have it; 192.0.2.2:53 does not answer: timed out"
+        );
         assert_eq!(judge(&[]).to_string(), "there is no server to ask");
         assert_ne!(judge(&[]), Verdict::Everywhere);
     }

@@ -148,7 +148,8 @@ impl Failures {
     /// When it may be tried again. Somebody who forces it only has to wait for the authority.
     #[must_use]
     pub fn until(&self, now: i64, forced: bool) -> Option<i64> {
-        let doubled = BACKOFF_FIRST.saturating_mul(1_i64.checked_shl(self.count.saturating_sub(1)).unwrap_or(i64::MAX));
+        let doubled =
+            BACKOFF_FIRST.saturating_mul(1_i64.checked_shl(self.count.saturating_sub(1)).unwrap_or(i64::MAX));
         let pause = if self.count == 0 || forced { 0 } else { doubled.clamp(BACKOFF_FIRST, BACKOFF_LAST) };
         // After a jump back of the clock the last failure is in the future; it counts as now at most.
         let until = self.last.min(now).saturating_add(pause).max(self.believable(now));

@@ -91,7 +91,12 @@ proptest! {
 #[test]
 fn renewals_are_spread_over_the_window() {
     let suggested = Some(Suggested { start: NOW, end: NOW + DAY, ask_again: 0 });
-    let at = |n: u64| match decide(NOW - 1, &Known { suggested, spread: n.wrapping_mul(0x9e37_79b9_7f4a_7c15), ..known(0, 90) }, 10, false) {
+    let at = |n: u64| match decide(
+        NOW - 1,
+        &Known { suggested, spread: n.wrapping_mul(0x9e37_79b9_7f4a_7c15), ..known(0, 90) },
+        10,
+        false,
+    ) {
         Decision::At(at) => at,
         Decision::Renew(reason) => panic!("{reason:?}"),
     };

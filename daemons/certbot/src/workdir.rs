@@ -89,7 +89,10 @@ impl Workdir {
         let (cert, key) = (live.join("cert.pem"), live.join("key.pem"));
         let (Some(chain), Some(secret)) = (files::read(&cert)?, files::read(&key)?) else {
             return match fs::symlink_metadata(&live) {
-                Ok(_) => Err(FileError::new(&live, "has not both cert.pem and key.pem; put them back, or remove it")),
+                Ok(_) => Err(FileError::new(
+                    &live,
+                    "has not both cert.pem and key.pem; put them back, or remove it",
+                )),
                 Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
                 Err(error) => Err(FileError::new(&live, error)),
             };
@@ -102,7 +105,12 @@ impl Workdir {
     ///
     /// # Errors
     /// [`FileError`]; the old one is live then.
-    pub fn publish(&self, pair: &Pair, time: &str, mut step: impl FnMut(&'static str)) -> Result<(), FileError> {
+    pub fn publish(
+        &self,
+        pair: &Pair,
+        time: &str,
+        mut step: impl FnMut(&'static str),
+    ) -> Result<(), FileError> {
         let backup = self.0.join("backup");
         let (new, done) = (backup.join(format!("{UNFINISHED}{time}")), backup.join(time));
         fs::DirBuilder::new().mode(0o700).create(&new).map_err(FileError::at(&new))?;
@@ -125,7 +133,8 @@ impl Workdir {
         let is_directory = fs::symlink_metadata(&live).is_ok_and(|m| m.is_dir());
         if is_directory {
             // The original's, with two links in it.
-            renameat_with(CWD, &new, CWD, &live, RenameFlags::EXCHANGE).map_err(|e| FileError::new(&live, io::Error::from(e)))?;
+            renameat_with(CWD, &new, CWD, &live, RenameFlags::EXCHANGE)
+                .map_err(|e| FileError::new(&live, io::Error::from(e)))?;
             fs::remove_dir_all(&new).map_err(FileError::at(&new))?;
         } else {
             fs::rename(&new, &live).map_err(FileError::at(&live))?;
@@ -187,9 +196,13 @@ impl Workdir {
             .collect::<Result<_, _>>()
             .map_err(FileError::at(&backup))?;
         if paths.len() > BACKUPS_MAX {
-            return Err(FileError::new(&backup, format!("has more than {BACKUPS_MAX} certificates; move old ones away")));
+            return Err(FileError::new(
+                &backup,
+                format!("has more than {BACKUPS_MAX} certificates; move old ones away"),
+            ));
         }
-        let finished = |path: &PathBuf| path.file_name().is_some_and(|n| !n.to_string_lossy().starts_with(UNFINISHED));
+        let finished =
+            |path: &PathBuf| path.file_name().is_some_and(|n| !n.to_string_lossy().starts_with(UNFINISHED));
         Ok(paths.into_iter().filter(finished).collect())
     }
 }

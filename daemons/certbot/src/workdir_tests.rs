@@ -26,7 +26,10 @@ fn chain_and_key_change_at_one_moment() {
         })
         .unwrap();
     let (old, new) = (&first.leaf.public_key, &second.leaf.public_key);
-    assert!(steps.iter().all(|(step, key)| key == if *step == "link-swapped" { new } else { old }), "{steps:?}");
+    assert!(
+        steps.iter().all(|(step, key)| key == if *step == "link-swapped" { new } else { old }),
+        "{steps:?}"
+    );
     assert_eq!(steps.len(), 5);
     assert_eq!(workdir.history().unwrap(), [old.clone(), new.clone()].into());
     let key = fs::metadata(dir.path().join("live/key.pem")).unwrap();
@@ -86,5 +89,8 @@ fn a_request_has_names_and_no_subject() {
     let der = certificate::request(&key, &names).unwrap();
     let text = String::from_utf8_lossy(&der).into_owned();
     assert!(text.contains("*.a.example"));
-    assert_eq!(certificate::public_key(&key).unwrap(), KeyPair::from_pem(&key).unwrap().subject_public_key_info());
+    assert_eq!(
+        certificate::public_key(&key).unwrap(),
+        KeyPair::from_pem(&key).unwrap().subject_public_key_info()
+    );
 }

@@ -15,8 +15,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use instant_acme::{
-    Account, AuthorizationStatus, BodyWrapper, BytesResponse, CertificateIdentifier, ChallengeType, Error, HttpClient,
-    Identifier, NewOrder, Order, OrderStatus, RetryPolicy,
+    Account, AuthorizationStatus, BodyWrapper, BytesResponse, CertificateIdentifier, ChallengeType, Error,
+    HttpClient, Identifier, NewOrder, Order, OrderStatus, RetryPolicy,
 };
 use rustls::pki_types::{Der, PrivatePkcs8KeyDer};
 use std::collections::BTreeSet;
@@ -41,13 +41,18 @@ impl Authority {
     async fn fetch(&self) -> Result<Directory, AcmeError> {
         let answer = self.http.ask(get(&self.directory)?).await?;
         if answer.status != StatusCode::OK {
-            return Err(AcmeError::Refused { what: "its directory", words: format!("status {}", answer.status) });
+            return Err(AcmeError::Refused {
+                what: "its directory",
+                words: format!("status {}", answer.status),
+            });
         }
         directory::parse(&answer.body).map_err(|e| AcmeError::Strange(format!("{} {e}", self.directory)))
     }
 
     async fn suggested(&self, leaf: &Leaf) -> Result<Option<Suggested>, AcmeError> {
-        let (Some(url), Some(id)) = (self.fetch().await?.renewal_info, identifier(leaf)) else { return Ok(None) };
+        let (Some(url), Some(id)) = (self.fetch().await?.renewal_info, identifier(leaf)) else {
+            return Ok(None);
+        };
         let answer = self.http.ask(get(&format!("{}/{id}", url.trim_end_matches('/')))?).await?;
         match answer.status {
             StatusCode::OK => {
@@ -57,7 +62,9 @@ impl Authority {
             }
             // It does not know the certificate: somebody else's.
             StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST => Ok(None),
-            status => Err(AcmeError::Refused { what: "renewal information", words: format!("status {status}") }),
+            status => {
+                Err(AcmeError::Refused { what: "renewal information", words: format!("status {status}") })
+            }
         }
     }
 }
@@ -81,7 +88,8 @@ impl HttpClient for Http {
         Box::pin(async move {
             let (parts, body) = request.into_parts();
             let body = body.collect().await.map(|b| b.to_bytes()).unwrap_or_default();
-            let answer = this.ask(Request::from_parts(parts, body)).await.map_err(|e| Error::Other(Box::new(e)))?;
+            let answer =
+                this.ask(Request::from_parts(parts, body)).await.map_err(|e| Error::Other(Box::new(e)))?;
             let mut response = ::http::Response::new(Full::new(answer.body));
             *response.status_mut() = answer.status;
             *response.headers_mut() = answer.headers;
@@ -109,7 +117,11 @@ impl Acme for Authority {
         Box::pin(self.fetch())
     }
 
-    fn register<'a>(&'a self, key: &'a [u8], external: Option<&'a ExternalAccount>) -> BoxFuture<'a, Result<String, AcmeError>> {
+    fn register<'a>(
+        &'a self,
+        key: &'a [u8],
+        external: Option<&'a ExternalAccount>,
+    ) -> BoxFuture<'a, Result<String, AcmeError>> {
         Box::pin(async move {
             let directory = self.fetch().await?;
             if directory.external_account_required && external.is_none() {
@@ -154,7 +166,11 @@ impl LoggedIn {
         self.order.as_mut().ok_or_else(|| AcmeError::Strange("there is no order; please report this".into()))
     }
 
-    async fn new_order(&mut self, names: &BTreeSet<CertName>, replaces: Option<&Leaf>) -> Result<String, AcmeError> {
+    async fn new_order(
+        &mut self,
+        names: &BTreeSet<CertName>,
+        replaces: Option<&Leaf>,
+    ) -> Result<String, AcmeError> {
         let identifiers: Vec<Identifier> = names.iter().map(|n| Identifier::Dns(n.to_string())).collect();
         let mut order = NewOrder::new(&identifiers);
         let key = replaces.and_then(|leaf| leaf.authority_key.as_ref().zip(Some(&leaf.serial)));
@@ -255,7 +271,11 @@ async fn why_failed(order: &mut Order) -> String {
 }
 
 impl Session for LoggedIn {
-    fn order<'a>(&'a mut self, names: &'a BTreeSet<CertName>, replaces: Option<&'a Leaf>) -> BoxFuture<'a, Result<String, AcmeError>> {
+    fn order<'a>(
+        &'a mut self,
+        names: &'a BTreeSet<CertName>,
+        replaces: Option<&'a Leaf>,
+    ) -> BoxFuture<'a, Result<String, AcmeError>> {
         Box::pin(self.new_order(names, replaces))
     }
 
@@ -268,7 +288,9 @@ impl Session for LoggedIn {
     }
 
     fn finalize<'a>(&'a mut self, request: &'a [u8]) -> BoxFuture<'a, Result<(), AcmeError>> {
-        Box::pin(async move { self.current()?.finalize_csr(request).await.map_err(refused("the certificate request")) })
+        Box::pin(async move {
+            self.current()?.finalize_csr(request).await.map_err(refused("the certificate request"))
+        })
     }
 
     fn chain(&mut self) -> BoxFuture<'_, Result<String, AcmeError>> {

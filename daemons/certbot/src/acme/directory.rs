@@ -82,13 +82,15 @@ struct Window {
 /// # Errors
 /// A sentence on what is wrong.
 pub fn parse_suggestion(bytes: &[u8], now: i64, ask_again: Option<i64>) -> Result<Suggested, String> {
-    let raw: RenewalInfo = serde_json::from_slice(bytes).map_err(|e| format!("is no renewal information: {e}"))?;
+    let raw: RenewalInfo =
+        serde_json::from_slice(bytes).map_err(|e| format!("is no renewal information: {e}"))?;
     let second = |text: &str| {
         let time = text.parse::<jiff::Timestamp>();
         time.map(jiff::Timestamp::as_second).map_err(|e| format!("is no renewal information: {text:?}: {e}"))
     };
     let (start, end) = (second(&raw.suggested_window.start)?, second(&raw.suggested_window.end)?);
-    let ask_again = ask_again.unwrap_or(now + 6 * 3600).clamp(now.saturating_add(ASK_MIN), now.saturating_add(ASK_MAX));
+    let ask_again =
+        ask_again.unwrap_or(now + 6 * 3600).clamp(now.saturating_add(ASK_MIN), now.saturating_add(ASK_MAX));
     Ok(Suggested { start, end, ask_again })
 }
 
@@ -101,7 +103,10 @@ mod tests {
     fn directories() {
         let text = r#"{"newNonce":"https://a/n","newAccount":"https://a/a","newOrder":"https://a/o","renewalInfo":"https://a/r","meta":{"caaIdentities":["LetsEncrypt.org"],"website":"x"}}"#;
         let found = parse(text.as_bytes()).unwrap();
-        assert_eq!((found.caa_identities, found.external_account_required), (vec!["letsencrypt.org".to_owned()], false));
+        assert_eq!(
+            (found.caa_identities, found.external_account_required),
+            (vec!["letsencrypt.org".to_owned()], false)
+        );
         assert_eq!(found.renewal_info.as_deref(), Some("https://a/r"));
         assert!(parse(text.replacen("https://a/n", "http://a/n", 1).as_bytes()).is_err());
         let small = parse(br#"{"newNonce":"https://a","newAccount":"https://b"}"#).unwrap();

@@ -39,7 +39,9 @@ pub enum AcmeError {
     #[error("the certificate authority is not done with {0} yet; the next run goes on from here")]
     Slow(&'static str),
     /// It wants accounts to be bound to another account.
-    #[error("the certificate authority wants an external account: set [eab] key_id in certbot.toml and the credential certbot-eab, see certbot.toml(5)")]
+    #[error(
+        "the certificate authority wants an external account: set [eab] key_id in certbot.toml and the credential certbot-eab, see certbot.toml(5)"
+    )]
     ExternalAccount,
     /// An order that cannot become a certificate any more.
     #[error("the order has failed: {0}")]
@@ -88,7 +90,11 @@ pub trait Acme: Send + Sync + std::fmt::Debug {
     /// What it says of itself.
     fn directory(&self) -> BoxFuture<'_, Result<Directory, AcmeError>>;
     /// Makes the account of a key, or finds it again; gives its URL.
-    fn register<'a>(&'a self, key: &'a [u8], external: Option<&'a ExternalAccount>) -> BoxFuture<'a, Result<String, AcmeError>>;
+    fn register<'a>(
+        &'a self,
+        key: &'a [u8],
+        external: Option<&'a ExternalAccount>,
+    ) -> BoxFuture<'a, Result<String, AcmeError>>;
     /// The URL of the account that a key has; never makes one.
     fn find<'a>(&'a self, key: &'a [u8]) -> BoxFuture<'a, Result<String, AcmeError>>;
     /// Begins to speak as an account.
@@ -102,7 +108,11 @@ pub trait Acme: Send + Sync + std::fmt::Debug {
 /// An account that orders.
 pub trait Session: Send {
     /// Orders; gives the URL of the order. `replaces` is the certificate that is renewed.
-    fn order<'a>(&'a mut self, names: &'a BTreeSet<CertName>, replaces: Option<&'a Leaf>) -> BoxFuture<'a, Result<String, AcmeError>>;
+    fn order<'a>(
+        &'a mut self,
+        names: &'a BTreeSet<CertName>,
+        replaces: Option<&'a Leaf>,
+    ) -> BoxFuture<'a, Result<String, AcmeError>>;
     /// How far an order is; the calls below are about it.
     fn look<'a>(&'a mut self, url: &'a str) -> BoxFuture<'a, Result<Stage, AcmeError>>;
     /// Says that what has to be in DNS is there, and waits until it was looked at.

@@ -24,12 +24,18 @@ const NONCES: usize = 8;
 ///
 /// # Errors
 /// [`AcmeError`].
-pub async fn register(http: &Http, directory: &Directory, key: &[u8], external: Option<&ExternalAccount>) -> Result<String, AcmeError> {
-    let mut payload = json!({"termsOfServiceAgreed": true});
+pub async fn register(
+    http: &Http,
+    directory: &Directory,
+    key: &[u8],
+    external: Option<&ExternalAccount>,
+) -> Result<String, AcmeError> {
+    let mut payload = serde_json::Map::from_iter([("termsOfServiceAgreed".to_owned(), json!(true))]);
     if let Some(external) = external {
-        payload["externalAccountBinding"] = binding(external, &jwk(&parse(key)?)?, &directory.new_account);
+        let binding = binding(external, &jwk(&parse(key)?)?, &directory.new_account);
+        payload.insert("externalAccountBinding".to_owned(), binding);
     }
-    call(http, directory, key, &payload).await
+    call(http, directory, key, &Value::Object(payload)).await
 }
 
 /// The URL of the key's account; makes none.
@@ -63,17 +69,27 @@ async fn call(http: &Http, directory: &Directory, key: &[u8], payload: &Value) -
 /// `None` when another nonce may help.
 fn account_url(answer: &Answer) -> Result<Option<String>, AcmeError> {
     if answer.status.is_success() {
-        let url = answer.headers.get(LOCATION).and_then(|v| v.to_str().ok()).filter(|url| url.starts_with("https://"));
-        return url.map(|url| Some(url.to_owned())).ok_or_else(|| AcmeError::Strange("a new account has no URL".into()));
+        let url = answer
+            .headers
+            .get(LOCATION)
+            .and_then(|v| v.to_str().ok())
+            .filter(|url| url.starts_with("https://"));
+        return url
+            .map(|url| Some(url.to_owned()))
+            .ok_or_else(|| AcmeError::Strange("a new account has no URL".into()));
     }
     let problem: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-    let kind = problem["type"].as_str().unwrap_or_default().rsplit(':').next().unwrap_or_default().to_owned();
+    let member = |name: &str| problem.get(name).and_then(Value::as_str).unwrap_or_default();
+    let kind = member("type").rsplit(':').next().unwrap_or_default().to_owned();
     match kind.as_str() {
         "badNonce" => Ok(None),
         "externalAccountRequired" => Err(AcmeError::ExternalAccount),
         _ => {
-            let detail = problem["detail"].as_str().unwrap_or("without a word");
-            Err(AcmeError::Refused { what: "an account", words: format!("{detail} ({kind}, status {})", answer.status) })
+            let detail = member("detail");
+            Err(AcmeError::Refused {
+                what: "an account",
+                words: format!("{detail} ({kind}, status {})", answer.status),
+            })
         }
     }
 }
@@ -110,7 +126,13 @@ fn jwk(key: &EcdsaKeyPair) -> Result<Value, AcmeError> {
     Ok(json!({"crv": "P-256", "kty": "EC", "x": text(x), "y": text(y)}))
 }
 
-fn signed(key: &EcdsaKeyPair, jwk: &Value, nonce: &str, url: &str, payload: &Value) -> Result<Value, AcmeError> {
+fn signed(
+    key: &EcdsaKeyPair,
+    jwk: &Value,
+    nonce: &str,
+    url: &str,
+    payload: &Value,
+) -> Result<Value, AcmeError> {
     let protected = encode(&json!({"alg": "ES256", "jwk": jwk, "nonce": nonce, "url": url}));
     let payload = encode(payload);
     let signature = key.sign(&SystemRandom::new(), format!("{protected}.{payload}").as_bytes());

@@ -19,7 +19,12 @@ use std::time::{Duration, Instant};
 /// Who asks the servers of zones.
 pub trait Servers: Send + Sync + std::fmt::Debug {
     /// Waits until every server of the zone shows the records, or time is over.
-    fn wait<'a>(&'a self, name: &'a DnsName, data: &'a [Data], patience: Duration) -> BoxFuture<'a, Result<(), DnsError>>;
+    fn wait<'a>(
+        &'a self,
+        name: &'a DnsName,
+        data: &'a [Data],
+        patience: Duration,
+    ) -> BoxFuture<'a, Result<(), DnsError>>;
     /// Records of a kind as the first server that answers has them.
     fn look<'a>(&'a self, name: &'a DnsName, kind: Kind) -> BoxFuture<'a, Result<Vec<Data>, DnsError>>;
 }
@@ -47,7 +52,9 @@ impl Authorities {
             return Ok(Self { given, resolver: None });
         }
         let mut builder = match resolver {
-            Some(address) => TokioResolver::builder_with_config(only(address), TokioRuntimeProvider::default()),
+            Some(address) => {
+                TokioResolver::builder_with_config(only(address), TokioRuntimeProvider::default())
+            }
             None => TokioResolver::builder_tokio().map_err(|e| format!("/etc/resolv.conf: {e}"))?,
         };
         // What was changed a moment ago is asked for: nothing is kept.
@@ -68,7 +75,8 @@ impl Authorities {
         while let Some(zone) = candidate {
             match resolver.lookup(wire::wire_name(&zone)?, RecordType::NS).await {
                 Ok(found) => {
-                    let names: Vec<String> = found.answers().iter().filter_map(server_name).take(SERVERS_MAX).collect();
+                    let names: Vec<String> =
+                        found.answers().iter().filter_map(server_name).take(SERVERS_MAX).collect();
                     if !names.is_empty() {
                         return addresses(resolver, name, names).await;
                     }
@@ -81,7 +89,12 @@ impl Authorities {
         Err(DnsError::NoZone(name.clone(), reason))
     }
 
-    async fn said(&self, name: &DnsName, kind: Kind, servers: &[SocketAddr]) -> Result<Vec<(SocketAddr, Told)>, DnsError> {
+    async fn said(
+        &self,
+        name: &DnsName,
+        kind: Kind,
+        servers: &[SocketAddr],
+    ) -> Result<Vec<(SocketAddr, Told)>, DnsError> {
         let question = wire::question(name, wire::record_type(kind))?;
         let wire_name = wire::wire_name(name)?;
         let each = servers.iter().map(|server| {
@@ -102,7 +115,8 @@ impl Authorities {
         let Some(kind) = data.first().map(Data::kind) else { return Ok(Verdict::Everywhere) };
         let servers = self.servers(name).await?;
         let said = self.said(name, kind, &servers).await?;
-        let said: Vec<(SocketAddr, Said)> = said.into_iter().map(|(server, told)| (server, values(told))).collect();
+        let said: Vec<(SocketAddr, Said)> =
+            said.into_iter().map(|(server, told)| (server, values(told))).collect();
         let expected: Vec<String> = data.iter().map(ToString::to_string).collect();
         Ok(propagation::judge(&expected.iter().map(String::as_str).collect::<Vec<_>>(), &said))
     }
@@ -144,7 +158,11 @@ fn server_name(record: &hickory_proto::rr::Record) -> Option<String> {
     }
 }
 
-async fn addresses(resolver: &TokioResolver, name: &DnsName, servers: Vec<String>) -> Result<Vec<SocketAddr>, DnsError> {
+async fn addresses(
+    resolver: &TokioResolver,
+    name: &DnsName,
+    servers: Vec<String>,
+) -> Result<Vec<SocketAddr>, DnsError> {
     let looked = servers.iter().map(|server| resolver.lookup_ip(server.as_str()));
     let mut found: Vec<SocketAddr> = Vec::new();
     let mut reason = String::from("its servers have no address");
@@ -173,7 +191,12 @@ fn only(address: SocketAddr) -> ResolverConfig {
 }
 
 impl Servers for Authorities {
-    fn wait<'a>(&'a self, name: &'a DnsName, data: &'a [Data], patience: Duration) -> BoxFuture<'a, Result<(), DnsError>> {
+    fn wait<'a>(
+        &'a self,
+        name: &'a DnsName,
+        data: &'a [Data],
+        patience: Duration,
+    ) -> BoxFuture<'a, Result<(), DnsError>> {
         Box::pin(self.wait_for(name, data, patience))
     }
 
@@ -204,11 +227,16 @@ pub async fn zone_at(server: SocketAddr, name: &DnsName) -> Result<DnsName, DnsE
         let answer = wire::ask(server, &question).await?;
         let is_zone = answer.metadata.response_code == ResponseCode::NoError
             && answer.metadata.authoritative
-            && answer.answers.iter().any(|r| matches!(r.data, RData::SOA(_)) && Some(&r.name) == wire::wire_name(&zone).ok().as_ref());
+            && answer.answers.iter().any(|r| {
+                matches!(r.data, RData::SOA(_)) && Some(&r.name) == wire::wire_name(&zone).ok().as_ref()
+            });
         if is_zone {
             return Ok(zone);
         }
         candidate = zone.parent();
     }
-    Err(DnsError::NoZone(name.clone(), format!("{server} has none; set zone in [dns.rfc2136] of certbot.toml")))
+    Err(DnsError::NoZone(
+        name.clone(),
+        format!("{server} has none; set zone in [dns.rfc2136] of certbot.toml"),
+    ))
 }

@@ -34,7 +34,10 @@ pub struct Cloudflare {
 
 impl std::fmt::Debug for Cloudflare {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cloudflare").field("base", &self.base).field("zone", &self.zone).finish_non_exhaustive()
+        f.debug_struct("Cloudflare")
+            .field("base", &self.base)
+            .field("zone", &self.zone)
+            .finish_non_exhaustive()
     }
 }
 
@@ -47,8 +50,11 @@ impl Cloudflare {
     }
 
     async fn call(&self, method: Method, path: &str, body: Option<String>) -> Result<Answer, DnsError> {
-        let strange = |e: &dyn std::fmt::Display| DnsError::Api(format!("the token or the address is out of form: {e}"));
-        let mut value = http::HeaderValue::from_str(&format!("Bearer {}", self.token.trim())).map_err(|e| strange(&e))?;
+        let strange = |e: &dyn std::fmt::Display| {
+            DnsError::Api(format!("the token or the address is out of form: {e}"))
+        };
+        let mut value =
+            http::HeaderValue::from_str(&format!("Bearer {}", self.token.trim())).map_err(|e| strange(&e))?;
         value.set_sensitive(true);
         let request = Request::builder()
             .method(method)
@@ -90,7 +96,10 @@ impl Cloudflare {
         let zone = self.zone(name).await?;
         let (mut rows, mut page) = (Vec::new(), 1);
         loop {
-            let path = format!("/zones/{zone}/dns_records?type={}&name={name}&per_page={PAGE}&page={page}", kind.word());
+            let path = format!(
+                "/zones/{zone}/dns_records?type={}&name={name}&per_page={PAGE}&page={page}",
+                kind.word()
+            );
             let answer = self.call(Method::GET, &path, None).await?;
             let Page { rows: more, pages } = api::records(&answer.body, kind).map_err(|r| refused(&r))?;
             rows.extend(more.into_iter().filter(|row| row.name == name.as_str()));
@@ -98,7 +107,10 @@ impl Cloudflare {
                 return Ok(rows);
             }
             if page >= PAGES_MAX {
-                return Err(DnsError::Api(format!("{name} has more than {PAGES_MAX} pages of {} records", kind.word())));
+                return Err(DnsError::Api(format!(
+                    "{name} has more than {PAGES_MAX} pages of {} records",
+                    kind.word()
+                )));
             }
             page += 1;
         }
@@ -117,7 +129,8 @@ impl Cloudflare {
     async fn delete(&self, name: &DnsName, data: &Data) -> Result<(), DnsError> {
         let zone = self.zone(name).await?;
         for row in self.rows(name, data.kind()).await?.into_iter().filter(|row| row.data == *data) {
-            let answer = self.call(Method::DELETE, &format!("/zones/{zone}/dns_records/{}", row.id), None).await?;
+            let answer =
+                self.call(Method::DELETE, &format!("/zones/{zone}/dns_records/{}", row.id), None).await?;
             match api::changed(&answer.body) {
                 Err(refusal) if !refusal.has(&GONE) => return Err(refused(&refusal)),
                 _ => {}

@@ -82,9 +82,12 @@ struct RawZone {
 
 fn open<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<(T, usize), Refusal> {
     let strange = |e: String| Refusal { errors: vec![(0, e)] };
-    let envelope: Envelope<T> = serde_json::from_slice(bytes).map_err(|e| strange(format!("its answer is not understood: {e}")))?;
+    let envelope: Envelope<T> =
+        serde_json::from_slice(bytes).map_err(|e| strange(format!("its answer is not understood: {e}")))?;
     if !envelope.success {
-        let flat = |p: Problem| std::iter::once((p.code, p.message)).chain(p.error_chain.into_iter().map(|p| (p.code, p.message)));
+        let flat = |p: Problem| {
+            std::iter::once((p.code, p.message)).chain(p.error_chain.into_iter().map(|p| (p.code, p.message)))
+        };
         return Err(Refusal { errors: envelope.errors.into_iter().flat_map(flat).collect() });
     }
     let pages = envelope.result_info.map_or(1, |info| info.total_pages);
@@ -162,7 +165,8 @@ impl Refusal {
     /// In words, with the remedy.
     #[must_use]
     pub fn words(&self) -> String {
-        let said: Vec<String> = self.errors.iter().map(|(code, text)| format!("{text} (code {code})")).collect();
+        let said: Vec<String> =
+            self.errors.iter().map(|(code, text)| format!("{text} (code {code})")).collect();
         let said = if said.is_empty() { "it refuses without a word".to_owned() } else { said.join("; ") };
         match remedy(self) {
             Some(remedy) => format!("{said}; {remedy}"),
@@ -173,10 +177,14 @@ impl Refusal {
 
 fn remedy(refusal: &Refusal) -> Option<&'static str> {
     if refusal.has(&[6003, 6111, 9106, 9109, 1000, 1001]) {
-        return Some("the token is none, or has expired or been rolled; make one and store it as the credential certbot-cloudflare, see certbot.toml(5)");
+        return Some(
+            "the token is none, or has expired or been rolled; make one and store it as the credential certbot-cloudflare, see certbot.toml(5)",
+        );
     }
     if refusal.has(&[10000, 9103, 7000]) {
-        return Some("the token lacks a permission: it needs \"Zone / DNS / Edit\" for this zone, and \"Zone / Zone / Read\" when cf_zone_id is not set");
+        return Some(
+            "the token lacks a permission: it needs \"Zone / DNS / Edit\" for this zone, and \"Zone / Zone / Read\" when cf_zone_id is not set",
+        );
     }
     if refusal.has(&[7003, 1049]) {
         return Some("there is no such zone for this token; see cf_zone_id in certbot.toml");
@@ -198,7 +206,10 @@ mod tests {
             {"id":"4","type":"A","name":"a.example","content":"192.0.2.1"}],
             "result_info":{"page":1,"per_page":100,"count":4,"total_count":150,"total_pages":2}}"#;
         let txt = records(text.as_bytes(), Kind::Txt).unwrap();
-        assert_eq!((txt.pages, txt.rows), (2, vec![Row { id: "1".into(), name: "a.example".into(), data: Data::Txt("xy".into()) }]));
+        assert_eq!(
+            (txt.pages, txt.rows),
+            (2, vec![Row { id: "1".into(), name: "a.example".into(), data: Data::Txt("xy".into()) }])
+        );
         let caa = records(text.as_bytes(), Kind::Caa).unwrap().rows;
         let data: Vec<Data> = caa.into_iter().map(|r| r.data).collect();
         let wild = Caa { flags: 128, tag: "issuewild".into(), value: ";".into() };
@@ -207,8 +218,14 @@ mod tests {
 
     #[test]
     fn refusals_say_what_to_do() {
-        for (code, words) in [(9109, "credential certbot-cloudflare"), (10000, "Zone / DNS / Edit"), (7003, "cf_zone_id"), (5, "code 5")] {
-            let text = format!(r#"{{"success":false,"errors":[{{"code":{code},"message":"no"}}],"result":null}}"#);
+        for (code, words) in [
+            (9109, "credential certbot-cloudflare"),
+            (10000, "Zone / DNS / Edit"),
+            (7003, "cf_zone_id"),
+            (5, "code 5"),
+        ] {
+            let text =
+                format!(r#"{{"success":false,"errors":[{{"code":{code},"message":"no"}}],"result":null}}"#);
             let said = changed(text.as_bytes()).unwrap_err().words();
             assert!(said.contains(words) && said.contains("no (code"), "{said}");
         }

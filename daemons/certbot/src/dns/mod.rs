@@ -91,7 +91,9 @@ pub enum DnsError {
     #[error("Cloudflare: {0}")]
     Api(String),
     /// A name stands for another one.
-    #[error("{0} is a CNAME; no {1} record can be beside it, so give it an address of its own, or set auto_set_caa = false")]
+    #[error(
+        "{0} is a CNAME; no {1} record can be beside it, so give it an address of its own, or set auto_set_caa = false"
+    )]
     Alias(DnsName, &'static str),
     /// The servers do not show what was written.
     #[error("{what} is not at every server of its zone after {seconds} s: {who}")]

@@ -27,7 +27,10 @@ pub struct Key {
 
 impl std::fmt::Debug for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Key").field("name", &self.name).field("algorithm", &self.algorithm).finish_non_exhaustive()
+        f.debug_struct("Key")
+            .field("name", &self.name)
+            .field("algorithm", &self.algorithm)
+            .finish_non_exhaustive()
     }
 }
 
@@ -52,7 +55,10 @@ pub struct Rfc2136 {
 
 impl std::fmt::Debug for Rfc2136 {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Rfc2136").field("server", &self.server).field("zone", &self.zone).finish_non_exhaustive()
+        f.debug_struct("Rfc2136")
+            .field("server", &self.server)
+            .field("zone", &self.zone)
+            .finish_non_exhaustive()
     }
 }
 
@@ -67,7 +73,8 @@ impl Rfc2136 {
             Algorithm::Sha384 => TsigAlgorithm::HmacSha384,
             Algorithm::Sha512 => TsigAlgorithm::HmacSha512,
         };
-        let name = Name::from_ascii(&key.name).map_err(|e| format!("{:?} is no name of a key: {e}", key.name))?;
+        let name =
+            Name::from_ascii(&key.name).map_err(|e| format!("{:?} is no name of a key: {e}", key.name))?;
         let signer = TSigner::new(key.secret.to_vec(), algorithm, name, FUDGE).map_err(|e| e.to_string())?;
         Ok(Self { server, zone, signer })
     }
@@ -75,7 +82,9 @@ impl Rfc2136 {
     async fn zone(&self, name: &DnsName) -> Result<DnsName, DnsError> {
         match &self.zone {
             Some(zone) if name.is_in(zone) => Ok(zone.clone()),
-            Some(zone) => Err(DnsError::NoZone(name.clone(), format!("it is not in {zone}, the zone of certbot.toml"))),
+            Some(zone) => {
+                Err(DnsError::NoZone(name.clone(), format!("it is not in {zone}, the zone of certbot.toml")))
+            }
             None => authority::zone_at(self.server, name).await,
         }
     }
@@ -86,10 +95,13 @@ impl Rfc2136 {
         message.add_query(Query::query(wire::wire_name(&zone)?, RecordType::SOA));
         message.add_authority(record);
         let now = u64::try_from(crate::http::now()).unwrap_or_default();
-        let verifier = message.finalize(&self.signer, now).map_err(|e| self.refused(format!("the update cannot be signed: {e}")))?;
+        let verifier = message
+            .finalize(&self.signer, now)
+            .map_err(|e| self.refused(format!("the update cannot be signed: {e}")))?;
         let bytes = message.to_vec().map_err(|e| self.refused(e.to_string()))?;
         let answer = wire::exchange(self.server, &bytes).await?;
-        let plain = Message::from_vec(&answer).map_err(|e| self.refused(format!("its answer is no message: {e}")))?;
+        let plain =
+            Message::from_vec(&answer).map_err(|e| self.refused(format!("its answer is no message: {e}")))?;
         let code = plain.metadata.response_code;
         // A refusal of the key cannot be signed by the key.
         if code == ResponseCode::NoError && plain.metadata.id == message.metadata.id {
@@ -112,7 +124,9 @@ impl Rfc2136 {
         match wire::read(&wire::wire_name(name)?, kind, &answer) {
             Told::Records(records) => Ok(records),
             Told::Alias => Err(DnsError::Alias(name.clone(), kind.word())),
-            Told::Nothing(reason) => Err(self.refused(format!("{reason}, when asked for {} of {name}", kind.word()))),
+            Told::Nothing(reason) => {
+                Err(self.refused(format!("{reason}, when asked for {} of {name}", kind.word())))
+            }
         }
     }
 }
@@ -126,8 +140,12 @@ fn words(code: ResponseCode, signer: &TSigner, zone: &DnsName) -> String {
              see key_name and algorithm in [dns.rfc2136] of certbot.toml and the credential certbot-tsig"
         ),
         ResponseCode::BADTIME => format!("{code}: its clock and ours are more than {FUDGE} s apart"),
-        ResponseCode::Refused => format!("{code}: the key {key} may not change TXT and CAA records of {zone}; allow it at the server"),
-        ResponseCode::NotZone => format!("{code}: it has no zone {zone}; set zone in [dns.rfc2136] of certbot.toml"),
+        ResponseCode::Refused => format!(
+            "{code}: the key {key} may not change TXT and CAA records of {zone}; allow it at the server"
+        ),
+        ResponseCode::NotZone => {
+            format!("{code}: it has no zone {zone}; set zone in [dns.rfc2136] of certbot.toml")
+        }
         code => format!("{code}, for an update of {zone}"),
     }
 }

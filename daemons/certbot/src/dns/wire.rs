@@ -47,8 +47,10 @@ pub fn question(name: &DnsName, kind: RecordType) -> Result<Message, DnsError> {
 /// Without randomness.
 pub fn random_id() -> Result<u16, DnsError> {
     let mut id = [0; 2];
-    getrandom::fill(&mut id)
-        .map_err(|e| DnsError::Server { server: "of any kind".into(), reason: format!("there is no randomness: {e}") })?;
+    getrandom::fill(&mut id).map_err(|e| DnsError::Server {
+        server: "of any kind".into(),
+        reason: format!("there is no randomness: {e}"),
+    })?;
     Ok(u16::from_ne_bytes(id))
 }
 
@@ -75,7 +77,9 @@ pub async fn ask(server: SocketAddr, message: &Message) -> Result<Message, DnsEr
 /// [`DnsError::Server`].
 pub async fn exchange(server: SocketAddr, bytes: &[u8]) -> Result<Vec<u8>, DnsError> {
     let answer = timeout(QUESTION, tcp(server, bytes)).await;
-    answer.map_err(|_| unheard(server, format!("does not answer within {} s", QUESTION.as_secs())))?.map_err(|e| unheard(server, e))
+    answer
+        .map_err(|_| unheard(server, format!("does not answer within {} s", QUESTION.as_secs())))?
+        .map_err(|e| unheard(server, e))
 }
 
 async fn udp(server: SocketAddr, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
@@ -126,7 +130,9 @@ pub enum Told {
 #[must_use]
 pub fn read(name: &Name, kind: Kind, answer: &Message) -> Told {
     match answer.metadata.response_code {
-        ResponseCode::NoError if !answer.metadata.authoritative => return Told::Nothing("it is no server of the zone".into()),
+        ResponseCode::NoError if !answer.metadata.authoritative => {
+            return Told::Nothing("it is no server of the zone".into());
+        }
         ResponseCode::NoError | ResponseCode::NXDomain => {}
         code => return Told::Nothing(code.to_string()),
     }

@@ -26,13 +26,20 @@ fn load(workdir: &Workdir) -> Result<Vec<Made>, EngineError> {
 
 impl Engine {
     /// Makes the records, and waits until every server of the zone shows them.
-    pub(super) async fn present(&self, workdir: &Workdir, challenges: &[Challenge], observer: &dyn Observer) -> Result<(), EngineError> {
+    pub(super) async fn present(
+        &self,
+        workdir: &Workdir,
+        challenges: &[Challenge],
+        observer: &dyn Observer,
+    ) -> Result<(), EngineError> {
         let mut values: BTreeMap<DnsName, Vec<Data>> = BTreeMap::new();
         for challenge in challenges {
             values.entry(challenge.name.challenge()).or_default().push(Data::Txt(challenge.value.clone()));
         }
         let mut made = load(workdir)?;
-        made.extend(challenges.iter().map(|c| Made { name: c.name.challenge().to_string(), value: c.value.clone() }));
+        made.extend(
+            challenges.iter().map(|c| Made { name: c.name.challenge().to_string(), value: c.value.clone() }),
+        );
         state::store(&workdir.file(FILE), VERSION, &made).map_err(files::FileError::from)?;
         observer.step("challenge: written down");
         for (name, data) in &values {
@@ -51,7 +58,8 @@ impl Engine {
     /// Removes the records that this or an earlier run made.
     pub(super) async fn clean(&self, workdir: &Workdir, observer: &dyn Observer) -> Result<(), EngineError> {
         for made in load(workdir)? {
-            let name: DnsName = made.name.parse().map_err(|e| files::FileError::new(&workdir.file(FILE), e))?;
+            let name: DnsName =
+                made.name.parse().map_err(|e| files::FileError::new(&workdir.file(FILE), e))?;
             self.parts().provider.remove(&name, &Data::Txt(made.value)).await?;
             observer.step("challenge: record removed");
         }

@@ -50,7 +50,12 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError`].
-    pub async fn set_caa(&self, turn: &Turn<'_>, wanted: &Certificate, observer: &dyn Observer) -> Result<(), EngineError> {
+    pub async fn set_caa(
+        &self,
+        turn: &Turn<'_>,
+        wanted: &Certificate,
+        observer: &dyn Observer,
+    ) -> Result<(), EngineError> {
         let workdir = self.workdir(&wanted.domain)?;
         let account = self.account(turn, observer).await?;
         self.reconcile(&workdir, wanted, &account, observer).await
@@ -71,7 +76,11 @@ impl Engine {
     }
 
     /// The records that a name is to have.
-    pub(super) async fn caa_wanted(&self, acme: &dyn Acme, account: &Credentials) -> Result<Vec<Caa>, EngineError> {
+    pub(super) async fn caa_wanted(
+        &self,
+        acme: &dyn Acme,
+        account: &Credentials,
+    ) -> Result<Vec<Caa>, EngineError> {
         let issuer = match &self.settings().issuer {
             Some(issuer) => issuer.clone(),
             None => {
@@ -83,7 +92,13 @@ impl Engine {
     }
 
     /// Looks at the zone's servers first, which is free; the provider is asked only when something has to be done.
-    pub(super) async fn reconcile_name(&self, workdir: &Workdir, name: &DnsName, wanted: &[Caa], observer: &dyn Observer) -> Result<(), EngineError> {
+    pub(super) async fn reconcile_name(
+        &self,
+        workdir: &Workdir,
+        name: &DnsName,
+        wanted: &[Caa],
+        observer: &dyn Observer,
+    ) -> Result<(), EngineError> {
         let mut book = load(workdir)?;
         let mut known = book.remove(name.as_str()).unwrap_or_default();
         if !known.busy {
@@ -148,7 +163,12 @@ impl Engine {
     }
 
     /// What the records at a name lack, by its servers; empty when they are as they are to be.
-    pub(super) async fn caa_lacks(&self, workdir: &Workdir, name: &DnsName, wanted: &[Caa]) -> Result<Vec<String>, EngineError> {
+    pub(super) async fn caa_lacks(
+        &self,
+        workdir: &Workdir,
+        name: &DnsName,
+        wanted: &[Caa],
+    ) -> Result<Vec<String>, EngineError> {
         let known = load(workdir)?.remove(name.as_str()).unwrap_or_default();
         let seen = records(self.parts().servers.look(name, Kind::Caa).await?);
         let plan = self.plan(&seen, wanted, &known);
@@ -162,6 +182,8 @@ impl Engine {
 
 fn tell(name: &DnsName, plan: &Plan) {
     for caa in &plan.foreign {
-        tracing::warn!("{name} has CAA {caa}, which lets others issue; remove it, or set foreign_caa in certbot.toml");
+        tracing::warn!(
+            "{name} has CAA {caa}, which lets others issue; remove it, or set foreign_caa in certbot.toml"
+        );
     }
 }

@@ -11,8 +11,8 @@ use crate::account::{self, AccountError, Credentials};
 use crate::acme::{Acme, AcmeError, ExternalAccount};
 use crate::caa::CaaError;
 use crate::certificate::{self, Leaf, Pair};
-use crate::dns::{DnsError, Provider};
 use crate::dns::authority::Servers;
+use crate::dns::{DnsError, Provider};
 use crate::files::FileError;
 use crate::http;
 use crate::names::DnsName;
@@ -45,7 +45,9 @@ pub enum EngineError {
     #[error(transparent)]
     Caa(#[from] CaaError),
     /// The authority does not say its name.
-    #[error("{0} does not say by which name CAA records mean it; set issuer in certbot.toml, or auto_set_caa = false")]
+    #[error(
+        "{0} does not say by which name CAA records mean it; set issuer in certbot.toml, or auto_set_caa = false"
+    )]
     NoIssuer(String),
     /// The certificate that was issued is not the one that was ordered.
     #[error("the certificate that was issued cannot be used: {0}")]
@@ -183,7 +185,12 @@ impl Engine {
         let workdir = &self.parts().workdir;
         std::fs::create_dir_all(workdir).map_err(FileError::at(workdir))?;
         let path = workdir.join("lock");
-        let lock = File::options().create(true).truncate(false).write(true).open(&path).map_err(FileError::at(&path))?;
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(FileError::at(&path))?;
         match lock.try_lock() {
             Ok(()) => Ok(Turn { _turn: turn, _lock: lock }),
             Err(TryLockError::WouldBlock) => Err(EngineError::Busy(workdir.clone())),
@@ -198,7 +205,8 @@ impl Engine {
     pub fn select(&self, domain: &str) -> Result<Vec<Certificate>, EngineError> {
         let all = &self.settings().certificates;
         let wanted = domain.strip_prefix("*.").unwrap_or(domain).to_ascii_lowercase();
-        let found: Vec<Certificate> = all.iter().filter(|c| wanted.is_empty() || c.domain.as_str() == wanted).cloned().collect();
+        let found: Vec<Certificate> =
+            all.iter().filter(|c| wanted.is_empty() || c.domain.as_str() == wanted).cloned().collect();
         if found.is_empty() {
             let known: Vec<&str> = all.iter().map(|c| c.domain.as_str()).collect();
             return Err(EngineError::NoSuchCertificate(domain.to_owned(), known.join(" ")));
@@ -224,7 +232,11 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError`]; an unreadable file or one of another authority makes no new account.
-    pub async fn account(&self, _turn: &Turn<'_>, observer: &dyn Observer) -> Result<Credentials, EngineError> {
+    pub async fn account(
+        &self,
+        _turn: &Turn<'_>,
+        observer: &dyn Observer,
+    ) -> Result<Credentials, EngineError> {
         let parts = self.parts();
         let url = &parts.settings.authority.url;
         self.account_in(&parts.workdir, &*parts.acme, url, parts.external.as_ref(), observer).await
@@ -258,7 +270,13 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError`]; failures are kept, so that the next try waits.
-    pub async fn maintain(&self, turn: &Turn<'_>, wanted: &Certificate, forced: bool, observer: &dyn Observer) -> Result<Outcome, EngineError> {
+    pub async fn maintain(
+        &self,
+        turn: &Turn<'_>,
+        wanted: &Certificate,
+        forced: bool,
+        observer: &dyn Observer,
+    ) -> Result<Outcome, EngineError> {
         let workdir = self.workdir(&wanted.domain)?;
         let mut renewal = Renewal::load(&workdir)?;
         let now = http::now();
@@ -298,8 +316,12 @@ impl Engine {
         let known = self.known(wanted, live.as_ref(), renewal);
         match renewal::decide(now, &known, self.settings().renew_days_before, forced) {
             Decision::At(at) if !order::is_under_way(workdir) => Ok(Outcome::Fresh(at)),
-            Decision::At(_) => self.renew(wanted, workdir, &account, live, renewal, Reason::Missing, observer).await,
-            Decision::Renew(reason) => self.renew(wanted, workdir, &account, live, renewal, reason, observer).await,
+            Decision::At(_) => {
+                self.renew(wanted, workdir, &account, live, renewal, Reason::Missing, observer).await
+            }
+            Decision::Renew(reason) => {
+                self.renew(wanted, workdir, &account, live, renewal, reason, observer).await
+            }
         }
     }
 
@@ -317,7 +339,9 @@ impl Engine {
     /// What the authority suggests, when that is old. Without it the age decides, so a failure is no error.
     async fn ask_suggestion(&self, live: Option<&Pair>, renewal: &mut Renewal, now: i64) {
         let Some(pair) = live else { return };
-        if renewal.suggested_for.as_deref() == Some(&pair.leaf.serial) && !renewal::is_suggestion_old(now, renewal.suggested.as_ref()) {
+        if renewal.suggested_for.as_deref() == Some(&pair.leaf.serial)
+            && !renewal::is_suggestion_old(now, renewal.suggested.as_ref())
+        {
             return;
         }
         match self.parts().acme.suggestion(&pair.leaf).await {
@@ -334,7 +358,8 @@ impl Engine {
     pub fn views(&self) -> Vec<View> {
         let each = self.settings().certificates.iter().map(|wanted| {
             let place = self.place(&wanted.domain);
-            let live = Workdir::existing(&place).live().map(|pair| pair.map(|p| p.leaf)).map_err(|e| e.to_string());
+            let live =
+                Workdir::existing(&place).live().map(|pair| pair.map(|p| p.leaf)).map_err(|e| e.to_string());
             let renewal = Renewal::load(&Workdir::existing(&place)).map_err(|e| e.to_string());
             View { wanted: wanted.clone(), live, renewal }
         });

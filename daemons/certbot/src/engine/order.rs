@@ -46,7 +46,11 @@ fn forget(workdir: &Workdir) -> Result<(), FileError> {
 }
 
 /// The order of an earlier run, when it is of this account and for these names.
-fn resumable(workdir: &Workdir, account: &Credentials, wanted: &Certificate) -> Result<Option<Order>, FileError> {
+fn resumable(
+    workdir: &Workdir,
+    account: &Credentials,
+    wanted: &Certificate,
+) -> Result<Option<Order>, FileError> {
     let Some(order) = state::load::<Order>(&workdir.file(FILE), VERSION)? else { return Ok(None) };
     if order.account == account.id && order.names == names(wanted) {
         return Ok(Some(order));
@@ -93,7 +97,8 @@ impl Engine {
     /// The certificate of an earlier run that was stored and maybe not made live.
     fn stored(&self, work: &Work<'_>) -> Result<Option<Leaf>, EngineError> {
         let Some(order) = resumable(work.workdir, work.account, work.wanted)? else { return Ok(None) };
-        let key = certificate::public_key(&order.key).map_err(|e| FileError::new(&work.workdir.file(FILE), e))?;
+        let key =
+            certificate::public_key(&order.key).map_err(|e| FileError::new(&work.workdir.file(FILE), e))?;
         if self.settings().reuse_key {
             // The key says nothing about the order; the order itself is asked.
             return Ok(None);
@@ -136,7 +141,8 @@ impl Engine {
         work.observer.step("order: key");
         let url = session.order(&work.wanted.names, replaces).await?;
         work.observer.step("order: at the authority");
-        let order = Order { url, account: work.account.id.clone(), names: names(work.wanted), key: key.to_string() };
+        let order =
+            Order { url, account: work.account.id.clone(), names: names(work.wanted), key: key.to_string() };
         state::store(&work.workdir.file(FILE), VERSION, &order).map_err(FileError::from)?;
         work.observer.step("order: written down");
         let fulfilled = self.fulfil(session, work, &order).await;
@@ -146,7 +152,12 @@ impl Engine {
         fulfilled
     }
 
-    async fn fulfil(&self, session: &mut dyn Session, work: &Work<'_>, order: &Order) -> Result<Pair, EngineError> {
+    async fn fulfil(
+        &self,
+        session: &mut dyn Session,
+        work: &Work<'_>,
+        order: &Order,
+    ) -> Result<Pair, EngineError> {
         let mut stage = session.look(&order.url).await?;
         if let Stage::Pending(challenges) = &stage {
             let answered = self.answer(session, work, challenges).await;
@@ -158,7 +169,8 @@ impl Engine {
             stage = session.look(&order.url).await?;
         }
         if stage == Stage::Ready {
-            let request = certificate::request(&order.key, &work.wanted.names).map_err(EngineError::Unusable)?;
+            let request =
+                certificate::request(&order.key, &work.wanted.names).map_err(EngineError::Unusable)?;
             session.finalize(&request).await?;
             work.observer.step("order: finalized");
         }
@@ -173,7 +185,12 @@ impl Engine {
         Ok(pair)
     }
 
-    async fn answer(&self, session: &mut dyn Session, work: &Work<'_>, challenges: &[crate::acme::Challenge]) -> Result<(), EngineError> {
+    async fn answer(
+        &self,
+        session: &mut dyn Session,
+        work: &Work<'_>,
+        challenges: &[crate::acme::Challenge],
+    ) -> Result<(), EngineError> {
         self.present(work.workdir, challenges, work.observer).await?;
         session.answer().await?;
         work.observer.step("challenge: accepted");

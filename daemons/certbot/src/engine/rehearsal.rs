@@ -56,7 +56,12 @@ impl Engine {
         }
     }
 
-    async fn rehearse_one(&self, turn: &Turn<'_>, wanted: &Certificate, observer: &dyn Observer) -> Result<(), EngineError> {
+    async fn rehearse_one(
+        &self,
+        turn: &Turn<'_>,
+        wanted: &Certificate,
+        observer: &dyn Observer,
+    ) -> Result<(), EngineError> {
         self.check_account().await?;
         observer.step("rehearsal: account");
         self.check_caa(turn, wanted, observer).await?;
@@ -64,7 +69,9 @@ impl Engine {
         let workdir = Workdir::open(&self.parts().workdir.join("rehearsal").join(wanted.domain.as_str()))?;
         self.clean(&workdir, observer).await?;
         for base in wanted.bases() {
-            let stage: DnsName = format!("dstack-rehearsal.{base}").parse().map_err(|e| EngineError::Rehearsal(format!("{e}")))?;
+            let stage: DnsName = format!("dstack-rehearsal.{base}")
+                .parse()
+                .map_err(|e| EngineError::Rehearsal(format!("{e}")))?;
             self.remove_caa(&workdir, &stage).await?;
             let result = self.play(&workdir, &stage, observer).await;
             let removed = self.remove_caa(&workdir, &stage).await;
@@ -77,16 +84,26 @@ impl Engine {
     async fn check_account(&self) -> Result<(), EngineError> {
         let parts = self.parts();
         let found = account::load(&parts.workdir, &parts.settings.authority.url)?;
-        let found = found.ok_or_else(|| EngineError::Rehearsal("there is no account yet; run: dstackctl cert renew".into()))?;
+        let found = found.ok_or_else(|| {
+            EngineError::Rehearsal("there is no account yet; run: dstackctl cert renew".into())
+        })?;
         let id = parts.acme.find(&found.key).await?;
         if id != found.id {
-            let text = format!("the authority knows the account's key as {id}, and credentials.json says {}", found.id);
+            let text = format!(
+                "the authority knows the account's key as {id}, and credentials.json says {}",
+                found.id
+            );
             return Err(EngineError::Rehearsal(text));
         }
         Ok(())
     }
 
-    async fn check_caa(&self, turn: &Turn<'_>, wanted: &Certificate, observer: &dyn Observer) -> Result<(), EngineError> {
+    async fn check_caa(
+        &self,
+        turn: &Turn<'_>,
+        wanted: &Certificate,
+        observer: &dyn Observer,
+    ) -> Result<(), EngineError> {
         if !self.settings().auto_set_caa {
             return Ok(());
         }
@@ -103,7 +120,12 @@ impl Engine {
         Ok(())
     }
 
-    async fn play(&self, workdir: &Workdir, stage: &DnsName, observer: &dyn Observer) -> Result<(), EngineError> {
+    async fn play(
+        &self,
+        workdir: &Workdir,
+        stage: &DnsName,
+        observer: &dyn Observer,
+    ) -> Result<(), EngineError> {
         let parts = self.parts();
         match (&parts.rehearsal, &parts.settings.rehearsal) {
             (Some(acme), Some(at)) => self.play_order(workdir, stage, (&**acme, at), observer).await,
@@ -136,7 +158,12 @@ impl Engine {
     }
 
     /// Without an authority for tries: a record that says nothing.
-    async fn play_write(&self, workdir: &Workdir, stage: &DnsName, observer: &dyn Observer) -> Result<(), EngineError> {
+    async fn play_write(
+        &self,
+        workdir: &Workdir,
+        stage: &DnsName,
+        observer: &dyn Observer,
+    ) -> Result<(), EngineError> {
         let challenge = Challenge { name: stage.clone(), value: format!("dstack-rehearsal-{}", http::now()) };
         let shown = self.present(workdir, &[challenge], observer).await;
         self.clean(workdir, observer).await.and(shown)

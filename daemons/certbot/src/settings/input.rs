@@ -112,7 +112,12 @@ impl Default for CloudflareInput {
 
 impl Default for Rfc2136Input {
     fn default() -> Self {
-        Self { server: String::new(), zone: String::new(), key_name: String::new(), algorithm: "hmac-sha256".into() }
+        Self {
+            server: String::new(),
+            zone: String::new(),
+            key_name: String::new(),
+            algorithm: "hmac-sha256".into(),
+        }
     }
 }
 

@@ -76,9 +76,11 @@ pub enum Dns {
 impl std::fmt::Debug for Dns {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Cloudflare { base_url, zone_id, .. } => {
-                f.debug_struct("Cloudflare").field("base_url", base_url).field("zone_id", zone_id).finish_non_exhaustive()
-            }
+            Self::Cloudflare { base_url, zone_id, .. } => f
+                .debug_struct("Cloudflare")
+                .field("base_url", base_url)
+                .field("zone_id", zone_id)
+                .finish_non_exhaustive(),
             Self::Rfc2136 { server, zone, key_name, algorithm } => f
                 .debug_struct("Rfc2136")
                 .field("server", server)
@@ -145,7 +147,8 @@ impl Settings {
         if certificates.is_empty() {
             return Ok(None);
         }
-        let within = |key: &str, value: u64, (least, most): (u64, u64)| match (least..=most).contains(&value) {
+        let within = |key: &str, value: u64, (least, most): (u64, u64)| match (least..=most).contains(&value)
+        {
             true => Ok(Duration::from_secs(value)),
             false => rule(key, format!("must be {least} to {most} seconds")),
         };
@@ -176,14 +179,18 @@ impl Settings {
 
 fn certificates(input: &Input) -> Result<Vec<Certificate>, ConfigError> {
     let first = Some(vec![input.domain.clone()]).filter(|_| !input.domain.is_empty());
-    let all: Vec<Vec<String>> = first.into_iter().chain(input.certificate.iter().map(|c| c.names.clone())).collect();
+    let all: Vec<Vec<String>> =
+        first.into_iter().chain(input.certificate.iter().map(|c| c.names.clone())).collect();
     if all.len() > CERTIFICATES_MAX {
         return rule("certificate", format!("must be at most {CERTIFICATES_MAX}"));
     }
     let found = all.into_iter().map(|names| certificate(&names)).collect::<Result<Vec<_>, _>>()?;
     let domains: BTreeSet<&DnsName> = found.iter().map(|c| &c.domain).collect();
     if domains.len() != found.len() {
-        return rule("certificate.names", "two certificates begin with the same name; put all names into one of them");
+        return rule(
+            "certificate.names",
+            "two certificates begin with the same name; put all names into one of them",
+        );
     }
     Ok(found)
 }
@@ -206,7 +213,10 @@ fn authority(key: &str, url: &str, root: PathBuf) -> Result<AuthorityAt, ConfigE
 }
 
 /// With Let's Encrypt the rehearsal is at its staging environment; with others, where the configuration says.
-fn rehearsal(authority: &AuthorityAt, input: input::RehearsalInput) -> Result<Option<AuthorityAt>, ConfigError> {
+fn rehearsal(
+    authority: &AuthorityAt,
+    input: input::RehearsalInput,
+) -> Result<Option<AuthorityAt>, ConfigError> {
     match input.acme_url.as_str() {
         "" if [STAGING, PRODUCTION].contains(&authority.url.as_str()) => {
             Ok(Some(AuthorityAt { url: STAGING.to_owned(), root: authority.root.clone() }))
@@ -235,9 +245,16 @@ fn cloudflare(base_url: &str, token: String, zone_id: String) -> Result<Dns, Con
         return rule("dns.cloudflare.base_url", "must be an https URL, or an http URL of this machine");
     }
     if !zone_id.bytes().all(|b| b.is_ascii_alphanumeric()) {
-        return rule("cf_zone_id", "must be the id of a zone, 32 hex digits; the overview page of the zone shows it");
+        return rule(
+            "cf_zone_id",
+            "must be the id of a zone, 32 hex digits; the overview page of the zone shows it",
+        );
     }
-    Ok(Dns::Cloudflare { base_url: base_url.to_owned(), zone_id: some(zone_id), token: some(token).map(Zeroizing::new) })
+    Ok(Dns::Cloudflare {
+        base_url: base_url.to_owned(),
+        zone_id: some(zone_id),
+        token: some(token).map(Zeroizing::new),
+    })
 }
 
 fn rfc2136(input: Rfc2136Input) -> Result<Dns, ConfigError> {
@@ -249,7 +266,9 @@ fn rfc2136(input: Rfc2136Input) -> Result<Dns, ConfigError> {
         _ => return rule(&key("algorithm"), "must be \"hmac-sha256\", \"hmac-sha384\" or \"hmac-sha512\""),
     };
     let server = optional(&key("server"), &input.server)?;
-    let server = server.ok_or_else(|| ConfigError::rule(key("server"), "must be the address of the server that takes updates"))?;
+    let server = server.ok_or_else(|| {
+        ConfigError::rule(key("server"), "must be the address of the server that takes updates")
+    })?;
     if input.key_name.is_empty() {
         return rule(&key("key_name"), "must be the name of the TSIG key, as the server has it");
     }
@@ -266,7 +285,10 @@ fn servers(texts: &[String]) -> Result<Vec<SocketAddr>, ConfigError> {
         return rule(key, format!("must be at most {SERVERS_MAX}"));
     }
     let found = texts.iter().map(|text| optional(key, text)).collect::<Result<Vec<_>, _>>()?;
-    found.into_iter().map(|server| server.ok_or_else(|| ConfigError::rule(key, "must not be empty"))).collect()
+    found
+        .into_iter()
+        .map(|server| server.ok_or_else(|| ConfigError::rule(key, "must not be empty")))
+        .collect()
 }
 
 fn optional(key: &str, text: &str) -> Result<Option<SocketAddr>, ConfigError> {

@@ -15,7 +15,12 @@ fn the_shipped_file_says_nothing_and_means_it() {
     let text = include_str!("../../../../units/host/certbot.toml");
     assert!(of(text).unwrap().is_none());
     // Every key that it shows is known: without the comment signs, only the values differ.
-    let shown: String = text.lines().filter_map(|l| l.strip_prefix('#')).filter(|l| !l.starts_with(' ')).map(|l| format!("{l}\n")).collect();
+    let shown: String = text
+        .lines()
+        .filter_map(|l| l.strip_prefix('#'))
+        .filter(|l| !l.starts_with(' '))
+        .map(|l| format!("{l}\n"))
+        .collect();
     let settings = of(&shown).unwrap().unwrap();
     assert!(!settings.certificates.is_empty(), "{shown}");
 }
@@ -28,14 +33,18 @@ fn the_originals_file_is_understood() {
     let settings = of(text).unwrap().unwrap();
     let [certificate] = settings.certificates.as_slice() else { panic!("{settings:?}") };
     assert_eq!((certificate.domain.as_str(), certificate.names.len()), ("example.com", 1));
-    assert!(matches!(&settings.dns, Dns::Cloudflare { zone_id: Some(id), token: Some(_), .. } if id.len() == 32));
+    assert!(
+        matches!(&settings.dns, Dns::Cloudflare { zone_id: Some(id), token: Some(_), .. } if id.len() == 32)
+    );
     assert_eq!(settings.rehearsal.unwrap().url, STAGING);
     assert!(!format!("{:?}", settings.dns).contains("\"t\""), "the token is shown to nobody");
 }
 
 #[test]
 fn several_certificates_with_several_names() {
-    let text = format!("domain = \"*.a.example\"\n[[certificate]]\nnames = [\"*.b.example\", \"b.example\", \"c.example\"]\n{DNS}");
+    let text = format!(
+        "domain = \"*.a.example\"\n[[certificate]]\nnames = [\"*.b.example\", \"b.example\", \"c.example\"]\n{DNS}"
+    );
     let settings = of(&text).unwrap().unwrap();
     let domains: Vec<&str> = settings.certificates.iter().map(|c| c.domain.as_str()).collect();
     assert_eq!(domains, ["a.example", "b.example"]);

@@ -62,16 +62,28 @@ async fn zones(Query(query): Query<HashMap<String, String>>) -> Json<Value> {
     Json(envelope(json!(found.into_iter().collect::<Vec<_>>())))
 }
 
-async fn list(State(api): State<Api>, Path(zone): Path<String>, Query(query): Query<HashMap<String, String>>) -> Response {
+async fn list(
+    State(api): State<Api>,
+    Path(zone): Path<String>,
+    Query(query): Query<HashMap<String, String>>,
+) -> Response {
     if zone != ZONE {
-        return refusal(404, 7003, "Could not route to /zones/x/dns_records, perhaps your object identifier is invalid?");
+        return refusal(
+            404,
+            7003,
+            "Could not route to /zones/x/dns_records, perhaps your object identifier is invalid?",
+        );
     }
     let number = |key: &str, default: usize| query.get(key).and_then(|v| v.parse().ok()).unwrap_or(default);
     let (per_page, page) = (number("per_page", 100).min(100), number("page", 1));
     let rows = api.rows.lock().unwrap();
     let matching: Vec<&Value> = rows
         .iter()
-        .filter(|row| ["name", "type"].iter().all(|key| query.get(*key).is_none_or(|wanted| row[*key] == wanted.as_str())))
+        .filter(|row| {
+            ["name", "type"]
+                .iter()
+                .all(|key| query.get(*key).is_none_or(|wanted| row[*key] == wanted.as_str()))
+        })
         .collect();
     let shown: Vec<&Value> = matching.iter().skip((page - 1) * per_page).take(per_page).copied().collect();
     let mut body = envelope(json!(shown));
@@ -91,7 +103,13 @@ fn data_of(row: &Value) -> Data {
 
 async fn create(State(api): State<Api>, Json(mut row): Json<Value>) -> Response {
     let data = data_of(&row);
-    if api.rows.lock().unwrap().iter().any(|r| r["name"] == row["name"] && r["type"] == row["type"] && data_of(r) == data) {
+    if api
+        .rows
+        .lock()
+        .unwrap()
+        .iter()
+        .any(|r| r["name"] == row["name"] && r["type"] == row["type"] && data_of(r) == data)
+    {
         return refusal(400, 81058, "An identical record already exists.");
     }
     let name = row["name"].as_str().unwrap().parse().unwrap();
@@ -133,7 +151,11 @@ fn toml(world: &World, base: &str, more: &str) -> String {
     let text = world.toml(more, "");
     let dns = text.find("[dns]").unwrap();
     let propagation = text.find("[propagation]").unwrap();
-    format!("{}[dns]\nprovider = \"cloudflare\"\n[dns.cloudflare]\nbase_url = \"{base}\"\n{}", &text[..dns], &text[propagation..])
+    format!(
+        "{}[dns]\nprovider = \"cloudflare\"\n[dns.cloudflare]\nbase_url = \"{base}\"\n{}",
+        &text[..dns],
+        &text[propagation..]
+    )
 }
 
 /// With more records of the name than one page has, so that ours are on the second.
@@ -141,7 +163,11 @@ fn toml(world: &World, base: &str, more: &str) -> String {
 async fn issued_and_renewed_by_the_api() {
     let world = World::new();
     let other = |n: usize| json!({"id": format!("other{n}"), "type": "TXT", "name": "_acme-challenge.apps.example.test", "content": format!("\"other{n}\"")});
-    let api = Api { rows: Arc::new(Mutex::new((0..120).map(other).collect())), asked: Arc::default(), dns: world.dns };
+    let api = Api {
+        rows: Arc::new(Mutex::new((0..120).map(other).collect())),
+        asked: Arc::default(),
+        dns: world.dns,
+    };
     let engine = engine(&toml(&world, &serve(api.clone()).await, ""), &world.path("work"));
     maintain(&engine, false).await.unwrap();
     let first = world.check(&engine);

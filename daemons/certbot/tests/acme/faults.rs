@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 
 #[tokio::test]
 async fn many_rejected_nonces_and_a_slow_validation() {
-    let world = World::with(&[("PEBBLE_WFE_NONCEREJECT", "15"), ("PEBBLE_VA_SLEEPTIME", "2"), ("PEBBLE_AUTHZREUSE", "100")], None);
+    let world = World::with(
+        &[("PEBBLE_WFE_NONCEREJECT", "15"), ("PEBBLE_VA_SLEEPTIME", "2"), ("PEBBLE_AUTHZREUSE", "100")],
+        None,
+    );
     let engine = world.engine();
     // Three rejections in a row end a request; a run after that goes on with the same order.
     for _ in 0..5 {
@@ -44,7 +47,11 @@ async fn a_record_that_is_not_at_every_server_is_an_error_that_names_it() {
     assert!(error.contains(&format!("127.0.0.1:{lagging} does not have it")), "{error}");
     assert!(!error.contains(&format!("127.0.0.1:{} ", world.dns)), "{error}");
     assert!(begin.elapsed() < Duration::from_secs(20));
-    assert_eq!(kdig(world.dns, "_acme-challenge.apps.example.test", "TXT"), [] as [&str; 0], "it was removed again");
+    assert_eq!(
+        kdig(world.dns, "_acme-challenge.apps.example.test", "TXT"),
+        [] as [&str; 0],
+        "it was removed again"
+    );
     assert!(engine.live("").unwrap().is_none());
     // It comes late, and the same order becomes a certificate.
     let url = std::fs::read_to_string(world.path("work/order.json")).unwrap();
@@ -57,7 +64,9 @@ async fn a_record_that_is_not_at_every_server_is_an_error_that_names_it() {
 #[tokio::test]
 async fn a_dns_server_that_is_away_or_refuses() {
     let world = World::new();
-    let nobody = world.toml("", "").replace(&format!("server = \"127.0.0.1:{}\"", world.dns), "server = \"127.0.0.1:9\"");
+    let nobody = world
+        .toml("", "")
+        .replace(&format!("server = \"127.0.0.1:{}\"", world.dns), "server = \"127.0.0.1:9\"");
     let error = maintain(&engine(&nobody, &world.path("a")), true).await.unwrap_err().to_string();
     assert!(error.contains("the DNS server 127.0.0.1:9"), "{error}");
     let key = world.toml("", "").replace("key_name = \"dstack\"", "key_name = \"other\"");
@@ -74,7 +83,9 @@ async fn a_dns_server_that_is_away_or_refuses() {
 #[tokio::test]
 async fn failures_wait_and_force_does_not() {
     let world = World::new();
-    let nobody = world.toml("", "").replace(&format!("server = \"127.0.0.1:{}\"", world.dns), "server = \"127.0.0.1:9\"");
+    let nobody = world
+        .toml("", "")
+        .replace(&format!("server = \"127.0.0.1:{}\"", world.dns), "server = \"127.0.0.1:9\"");
     let broken = engine(&nobody, &world.path("work"));
     maintain(&broken, false).await.unwrap_err();
     let again = maintain(&broken, false).await.unwrap_err();

@@ -14,7 +14,9 @@ async fn a_wildcard_certificate_is_issued_and_renewed_with_a_new_key() {
     let outcome = maintain(&engine, false).await.unwrap();
     let first = world.check(&engine);
     assert_eq!(outcome, Outcome::Renewed { reason: Reason::Missing, public_key: first.public_key.clone() });
-    assert!(matches!(maintain(&engine, false).await.unwrap(), Outcome::Fresh(at) if at > first.validity.not_before));
+    assert!(
+        matches!(maintain(&engine, false).await.unwrap(), Outcome::Fresh(at) if at > first.validity.not_before)
+    );
     let account = engine.account_uri().unwrap();
     let outcome = maintain(&engine, true).await.unwrap();
     let second = world.check(&engine);
@@ -25,7 +27,8 @@ async fn a_wildcard_certificate_is_issued_and_renewed_with_a_new_key() {
     keys.sort();
     assert_eq!(engine.history("").unwrap(), keys);
     // The original's file: the very same account, read by its own form.
-    let file: serde_json::Value = serde_json::from_slice(&std::fs::read(world.path("work/credentials.json")).unwrap()).unwrap();
+    let file: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(world.path("work/credentials.json")).unwrap()).unwrap();
     assert_eq!(file["account_id"].as_str(), account.as_deref());
     assert_eq!(file["credentials"]["id"].as_str(), account.as_deref());
     assert_eq!(file["credentials"]["directory"].as_str(), Some(world.url.as_str()));
@@ -109,7 +112,8 @@ async fn a_rehearsal_proves_everything_and_touches_nothing() {
     std::fs::create_dir(&at).unwrap();
     drop(staging);
     let (_pebble, url) = crate::servers::pebble(&at, world.dns, &[], None);
-    let tables = format!("[rehearsal]\nacme_url = \"{url}\"\nacme_root = \"{}\"\n", at.join("roots.pem").display());
+    let tables =
+        format!("[rehearsal]\nacme_url = \"{url}\"\nacme_root = \"{}\"\n", at.join("roots.pem").display());
     let engine = engine(&world.toml("", &tables), &world.path("work"));
     let turn = engine.turn().await.unwrap();
     let error = engine.rehearse(&turn, &Silent).await.unwrap_err().to_string();

@@ -71,11 +71,18 @@ pub fn knot(dir: &Path, port: u16) -> Process {
 }
 
 /// Pebble; gives the URL of its directory. Who signed its own TLS certificate is in `roots.pem`.
-pub fn pebble(dir: &Path, dns: u16, env: &[(&str, &str)], external: Option<(&str, &str)>) -> (Process, String) {
+pub fn pebble(
+    dir: &Path,
+    dns: u16,
+    env: &[(&str, &str)],
+    external: Option<(&str, &str)>,
+) -> (Process, String) {
     let key = rcgen::KeyPair::generate().unwrap();
     let params = rcgen::CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
     let certificate = params.self_signed(&key).unwrap().pem();
-    for (name, text) in [("roots.pem", &certificate), ("tls-cert.pem", &certificate), ("tls-key.pem", &key.serialize_pem())] {
+    for (name, text) in
+        [("roots.pem", &certificate), ("tls-cert.pem", &certificate), ("tls-key.pem", &key.serialize_pem())]
+    {
         std::fs::write(dir.join(name), text).unwrap();
     }
     let (port, management) = (free_port(), free_port());
@@ -107,6 +114,12 @@ pub fn pebble(dir: &Path, dns: u16, env: &[(&str, &str)], external: Option<(&str
             break;
         }
     }
+    // It says so before it listens, and nothing after that.
+    let begin = std::time::Instant::now();
+    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(begin.elapsed() < Duration::from_secs(20), "pebble does not listen");
+        std::thread::sleep(Duration::from_millis(5));
+    }
     // It stops when nobody reads what it says.
     std::thread::spawn(move || lines.for_each(drop));
     (process, format!("https://127.0.0.1:{port}/dir"))
@@ -119,7 +132,8 @@ pub fn kdig(port: u16, name: &str, kind: &str) -> Vec<String> {
         .output()
         .expect("kdig is needed: apt install knot-dnsutils");
     assert!(output.status.success());
-    let mut lines: Vec<String> = String::from_utf8(output.stdout).unwrap().lines().map(|line| line.trim_end().to_owned()).collect();
+    let mut lines: Vec<String> =
+        String::from_utf8(output.stdout).unwrap().lines().map(|line| line.trim_end().to_owned()).collect();
     lines.sort();
     lines
 }

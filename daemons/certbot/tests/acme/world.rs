@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 /// The account's key of an external account, base64url.
-pub const EXTERNAL: (&str, &str) = ("kid-1", "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W");
+pub const EXTERNAL: (&str, &str) =
+    ("kid-1", "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W");
 
 pub struct World {
     pub dir: tempfile::TempDir,
@@ -61,14 +62,27 @@ impl World {
         let value = format!("\"ca.test;validationmethods=dns-01;accounturi={account}\"");
         let expected = ["issue", "issuewild"].map(|tag| format!("0 {tag} {value}"));
         assert_eq!(kdig(self.dns, "apps.example.test", "CAA"), expected, "no guard is left");
-        assert_eq!(kdig(self.dns, "_acme-challenge.apps.example.test", "TXT"), [] as [&str; 0], "no TXT record is left");
-        let mut left = std::fs::read_dir(self.path("work")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>();
+        assert_eq!(
+            kdig(self.dns, "_acme-challenge.apps.example.test", "TXT"),
+            [] as [&str; 0],
+            "no TXT record is left"
+        );
+        let mut left = std::fs::read_dir(self.path("work"))
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect::<Vec<_>>();
         left.sort();
-        left.retain(|name| name != "renewal.json" && name != "rehearsal" && name != "rehearsal.json" && name != "domains");
+        left.retain(|name| {
+            name != "renewal.json" && name != "rehearsal" && name != "rehearsal.json" && name != "domains"
+        });
         assert_eq!(left, ["backup", "caa.json", "credentials.json", "live", "lock"]);
         for backup in std::fs::read_dir(self.path("work/backup")).unwrap() {
             let backup = backup.unwrap().path();
-            assert!(backup.join("cert.pem").exists() && backup.join("key.pem").exists(), "{}: half a certificate", backup.display());
+            assert!(
+                backup.join("cert.pem").exists() && backup.join("key.pem").exists(),
+                "{}: half a certificate",
+                backup.display()
+            );
         }
         leaf
     }
@@ -96,7 +110,11 @@ pub async fn maintain(engine: &Engine, forced: bool) -> Result<Outcome, EngineEr
     maintain_seen(engine, forced, &Silent).await
 }
 
-pub async fn maintain_seen(engine: &Engine, forced: bool, observer: &dyn Observer) -> Result<Outcome, EngineError> {
+pub async fn maintain_seen(
+    engine: &Engine,
+    forced: bool,
+    observer: &dyn Observer,
+) -> Result<Outcome, EngineError> {
     let turn = engine.turn().await?;
     let wanted = engine.select("")?.remove(0);
     engine.maintain(&turn, &wanted, forced, observer).await
