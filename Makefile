@@ -43,9 +43,9 @@ install: ## copy programs, units, policies, man pages into DESTDIR
 	@test -n "$(DESTDIR)" || { echo 'error: give DESTDIR=/some/where'; exit 1; }
 	install -m 755 -D -t $(DESTDIR)$(prefix)/libexec/dstack $(LIBEXEC:%=$(BIN)/%) \
 		daemons/vm/dstack-vm-register debian/image/dstack-image-import
-	install -m 755 -D -t $(DESTDIR)$(prefix)/bin $(BIN)/dstackctl $(BIN)/tdxctl
+	install -m 755 -D -t $(DESTDIR)$(prefix)/bin $(BIN)/dstackctl $(BIN)/tdxctl $(BIN)/dstack-certbot
 	install -m 755 -D -t $(DESTDIR)$(prefix)/share/dstack daemons/kms/kms-allow-upgrade.sh
-	$(PUT)$(prefix)/lib/dstack units/host/teepod.toml units/host/kms.toml units/host/tproxy.toml
+	$(PUT)$(prefix)/lib/dstack units/host/teepod.toml units/host/kms.toml units/host/tproxy.toml units/host/certbot.toml
 	$(PUT)$(prefix)/lib/systemd/system $(UNITS)
 	for d in $(wildcard units/*/*.d); do $(PUT)$(prefix)/lib/systemd/system/$${d##*/} $$d/*.conf || exit; done
 	$(PUT)$(prefix)/lib/systemd/system-preset $(wildcard units/host/*.preset)

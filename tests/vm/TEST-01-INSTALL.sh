@@ -42,8 +42,12 @@ check "before its bootstrap the key service says what to do" matches 'dstackctl 
     'busctl get-property org.dstack.kms1 /org/dstack/kms1 org.dstack.kms1.Manager Bootstrapped; systemctl show -P StatusText dstack-kms.service'
 check "before its configuration the ingress says what to do" matches 'proxy.base_domain' in_host_sh \
     'systemctl start dstack-tproxy.service; systemctl show -P StatusText dstack-tproxy.service'
+check "before its configuration certbot says what to do" matches '/etc/dstack/certbot.toml' in_host_sh \
+    'systemctl start dstack-certbot.service; systemctl show -P StatusText dstack-certbot.service'
+check "and its timers ask for nothing" equals "active inactive" in_host_sh \
+    'systemctl start dstack-certbot-renew.service; echo $(systemctl is-active dstack-certbot.timer dstack-certbot-renew.service)'
 
-for page in dstackctl.1 dstack-teepod.8 dstack-kms.8 dstack-tproxy.8 org.dstack.teepod1.5 org.dstack.kms1.5; do
+for page in dstackctl.1 dstack-teepod.8 dstack-kms.8 dstack-tproxy.8 dstack-certbot.8 org.dstack.teepod1.5 org.dstack.kms1.5 org.dstack.certbot1.5; do
     check "man page $page" in_host_sh 'ls /usr/share/man/man*/"$1"*' "$page"
 done
 check "shell completion" in_host test -e /usr/share/bash-completion/completions/dstackctl

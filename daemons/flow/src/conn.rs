@@ -29,6 +29,8 @@ pub enum Phase {
     Hello,
     /// The control plane is asked where the name leads.
     Name,
+    /// The hello is whole, and its handshake stands in line.
+    Queue,
     /// TLS is being set up with the client.
     Handshake,
     /// Instances are being tried.
@@ -252,7 +254,7 @@ impl Conn {
     pub fn deadline(&self, timeouts: &Timeouts) -> Tick {
         let after = |start: Tick, limit: u64| start.saturating_add(ticks(limit));
         match self.phase {
-            Phase::Hello | Phase::Handshake => after(self.since, timeouts.handshake),
+            Phase::Hello | Phase::Queue | Phase::Handshake => after(self.since, timeouts.handshake),
             Phase::Name | Phase::Dial => after(self.since, timeouts.connect),
             Phase::Linger => after(self.since, timeouts.shutdown),
             Phase::Open => {

@@ -11,7 +11,8 @@
 //! **Shape.** A worker never blocks and shares nothing that it must wait for: the routing table is immutable and
 //! swapped, custom names are a small cache behind a lock. Every worker waits on the same listening sockets. Idle
 //! connections hold no buffer and no pipe; all sockets are edge-triggered, and what is known of their readiness is kept,
-//! so that few system calls are made in vain.
+//! so that few system calls are made in vain. TLS handshakes are the only long work: they stand in line, and between two
+//! of them everybody else has a turn.
 
 pub mod conn;
 pub mod control;

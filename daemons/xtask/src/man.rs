@@ -8,7 +8,8 @@ use dstackctl::cli::Cli;
 use std::path::Path;
 
 /// Bus names with a page, which is `man/<name>.5.in`, and the interfaces it describes.
-const BUSES: [(&str, &[&str]); 4] = [
+const BUSES: [(&str, &[&str]); 5] = [
+    ("org.dstack.certbot1", &["Manager", "Job"]),
     ("org.dstack.kms1", &["Manager"]),
     ("org.dstack.tappd1", &["Manager"]),
     ("org.dstack.teepod1", &["Manager", "Vm", "Job"]),

@@ -32,6 +32,9 @@ unit dbus-daemon dbus-daemon
 unit ip iproute2
 unit wireguard-go wireguard-go
 unit openssl openssl
+unit pebble pebble
+unit file:/usr/sbin/knotd knot
+unit kdig knot-dnsutils
 TABLE
 }
 

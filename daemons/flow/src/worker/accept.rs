@@ -17,6 +17,8 @@ use std::sync::atomic::Ordering::Relaxed;
 const PAUSE_MS: u64 = 100;
 /// Age at which a half-open connection makes room for another when there are too many of all kinds, milliseconds.
 const STALE_MS: u64 = 1_000;
+/// Most clients that are accepted in one turn while handshakes stand in line.
+const ACCEPTS: usize = 16;
 /// How many connections more than another a worker may have, beside an eighth.
 const UNEVEN: u32 = 32;
 /// Most bytes of openings per worker; beyond it the oldest half-open connection is closed.
@@ -88,21 +90,32 @@ impl Worker {
         self.accepting.resumes = Some(self.now.saturating_add(ticks(PAUSE_MS)));
     }
 
-    /// Accepts one client; the next event brings the next.
+    /// Accepts one client; the next event brings the next. While turns are long, each accepts several.
     pub(super) fn accept(&mut self, number: Side) {
-        let Some(listener) = self.listeners.get(usize::from(number)) else { return };
+        for _ in 0..ACCEPTS {
+            if !self.accept_one(number) || self.queue.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Accepts one client; whether there may be another.
+    fn accept_one(&mut self, number: Side) -> bool {
+        let Some(listener) = self.listeners.get(usize::from(number)) else { return false };
         let front = listener.front;
         match rustix::net::accept_with(&*listener.fd, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
             Ok(client) => {
                 self.counters.accepted += 1;
                 self.seat_client(front, client);
+                self.accepting.on
             }
             Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
                 self.pause();
                 self.evict(0);
+                false
             }
             // Another worker was faster, or the client is gone.
-            Err(_) => {}
+            Err(_) => false,
         }
     }
 

@@ -29,6 +29,8 @@ use std::time::Duration;
 
 /// Bytes that are copied at a time.
 const BUFFER: usize = 64 * 1024;
+/// TLS handshakes that are begun in one turn: while one is (0.1 ms, with RSA 1 ms), all other connections wait.
+const HANDSHAKES: usize = 1;
 /// Events that are taken at a time.
 const EVENTS: usize = 256;
 /// Slot of events that are about no connection.
@@ -70,6 +72,10 @@ pub struct Worker {
     half: VecDeque<Token>,
     /// Connections that had their turn and have more to move.
     again: Vec<Token>,
+    /// Connections whose handshakes stand in line.
+    queue: VecDeque<Token>,
+    /// Handshakes that may still begin in this turn.
+    handshakes: usize,
     /// Connections by the custom domain that they wait for.
     waiting: HashMap<Box<str>, Vec<Token>>,
     pipes: Vec<Pipe>,
@@ -102,6 +108,8 @@ impl Worker {
             counters: Counters::default(),
             half: VecDeque::new(),
             again: Vec::new(),
+            queue: VecDeque::new(),
+            handshakes: HANDSHAKES,
             waiting: HashMap::new(),
             pipes: Vec::new(),
             received: vec![0; terminate::RECEIVED].into(),
@@ -126,11 +134,13 @@ impl Worker {
         loop {
             self.poller.wait(&mut events, self.patience())?;
             self.now = self.shared.now();
+            self.handshakes = HANDSHAKES;
             for event in &events {
                 let (flags, data) = (event.flags, event.data);
                 self.event(data.u64(), flags);
             }
             self.turns();
+            self.queued();
             self.timers();
             self.publish();
             if self.shared.draining.load(Relaxed) && self.conns.is_empty() && !self.accepting.is_on() {
@@ -145,7 +155,7 @@ impl Worker {
 
     /// How long nothing is due.
     fn patience(&self) -> Option<Duration> {
-        if !self.again.is_empty() {
+        if !self.again.is_empty() || !self.queue.is_empty() {
             return Some(Duration::ZERO);
         }
         let next = [self.wheel.next(), self.accepting.resumes()].into_iter().flatten().min()?;
@@ -226,7 +236,7 @@ impl Worker {
             Phase::Hello => self.hello(token, conn),
             Phase::Handshake => self.handshake(token, conn),
             // What the client sends stays in its socket.
-            Phase::Name | Phase::Dial => Next::Keep,
+            Phase::Queue | Phase::Name | Phase::Dial => Next::Keep,
             Phase::Open => self.pump(token, conn),
             Phase::Linger => self.linger(conn),
         }
@@ -276,7 +286,7 @@ impl Worker {
         }
         match conn.phase {
             Phase::Hello => self.hello_timeout(conn),
-            Phase::Handshake => {
+            Phase::Queue | Phase::Handshake => {
                 self.counters.handshake_timeout += 1;
                 Next::Close
             }

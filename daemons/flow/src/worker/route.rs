@@ -50,6 +50,11 @@ impl Worker {
         if conn.opening.len() < conn.needed.max(1) {
             return Next::Keep;
         }
+        self.follow(token, conn)
+    }
+
+    /// Acts on the opening as far as it is there.
+    pub(super) fn follow(&mut self, token: Token, conn: &mut Conn) -> Next {
         match self.look(conn) {
             Opening::Partial => Next::Keep,
             Opening::Refused(why) => self.refuse(conn, why),

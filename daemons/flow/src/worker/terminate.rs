@@ -27,6 +27,9 @@ impl Worker {
         if let Err(why) = self.candidates(conn) {
             return self.refuse(conn, why);
         }
+        if !self.is_its_turn(token, conn) {
+            return Next::Keep;
+        }
         let name = hello.server_name.as_deref().unwrap_or_default();
         let session = match &self.view.tls {
             Some(tls) if tls.covers(name) => Session::new(tls.config(http2, &hello.alpn)),
@@ -42,6 +45,30 @@ impl Worker {
         match self.shake(conn, &mut opening) {
             Ok(()) => self.handshake(token, conn),
             Err(next) => next,
+        }
+    }
+
+    /// Whether a handshake may begin now; otherwise it stands in line, under the deadline of its hello.
+    fn is_its_turn(&mut self, token: Token, conn: &mut Conn) -> bool {
+        let in_line = conn.phase == Phase::Queue;
+        if !in_line && (self.handshakes == 0 || !self.queue.is_empty()) {
+            conn.phase = Phase::Queue;
+            self.queue.push_back(token);
+            return false;
+        }
+        self.handshakes = self.handshakes.saturating_sub(1);
+        true
+    }
+
+    /// Begins handshakes that stand in line, as many as this turn may have.
+    pub(super) fn queued(&mut self) {
+        while self.handshakes > 0
+            && let Some(token) = self.queue.pop_front()
+        {
+            self.with(token, |worker, conn| match conn.phase {
+                Phase::Queue => worker.follow(token, conn),
+                _ => Next::Keep,
+            });
         }
     }
 

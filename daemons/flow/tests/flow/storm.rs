@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Very many bad clients, beside good ones that must not notice.
 
-use crate::client::hello;
+use crate::client::{client, hello, open};
 use crate::hostile::{rest, script, works};
 use crate::world::{BASE, World, connect, echo, id, instance};
 use rustix::net::sockopt::set_socket_linger;
@@ -99,6 +99,45 @@ fn storms_of_resets_leave_nothing_and_delay_nobody() {
         let c = &s.counters;
         (c.accepted, c.early_close + c.reset, c.open) == (5 * EACH as u64 + 100, 5 * EACH as u64, 0)
     });
+}
+
+#[test]
+fn handshakes_stand_in_line_and_nobody_else() {
+    const BURST: usize = 400;
+    let port = echo("127.9.6.1");
+    let world = World::new(script("127.9.6.1", 20_000));
+    let name = format!("{}-{port}.{BASE}", id(9));
+    let mut tls = open(world.ingress, &name, &client(false, &[]));
+    let mut ping = || {
+        let start = Instant::now();
+        tls.write_all(b"ping").unwrap();
+        tls.read_exact(&mut [0; 4]).unwrap();
+        start.elapsed()
+    };
+    ping();
+    let bytes = hello(&name, None, 0);
+    let mut burst: Vec<_> = (0..BURST).map(|_| connect(world.ingress)).collect();
+    burst.iter_mut().for_each(|stream| stream.write_all(&bytes).unwrap());
+    let slowest = (0..50).map(|_| ping()).max().unwrap();
+    assert!(slowest < SOON, "{slowest:?}");
+    // Each comes to its turn; a whole client among them, too.
+    works(&world, port);
+    open(world.ingress, &name, &client(true, &[])).write_all(b"x").unwrap();
+    for stream in &mut burst {
+        let mut first = [0];
+        stream.read_exact(&mut first).unwrap();
+        assert_eq!(first, [22]);
+    }
+    // Some go while they wait, and leave nothing behind.
+    let mut gone: Vec<_> = (0..BURST).map(|_| connect(world.ingress)).collect();
+    gone.iter_mut().for_each(|stream| stream.write_all(&bytes).unwrap());
+    gone.iter().for_each(|stream| set_socket_linger(stream, Some(Duration::ZERO)).unwrap());
+    drop((gone, burst));
+    world.counted(|s| {
+        let c = &s.counters;
+        (c.open, c.half_open, c.early_close, c.tls_failed) == (1, 0, 2 * BURST as u64, 0)
+    });
+    ping();
 }
 
 #[test]

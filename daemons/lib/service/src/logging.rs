@@ -54,6 +54,14 @@ pub mod message_id {
     pub const INSTANCE_REGISTERED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e40";
     /// Two machines run with one identity.
     pub const INSTANCE_CLONED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e41";
+    /// A certificate is new.
+    pub const CERTIFICATE_CHANGED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5ea0";
+    /// A certificate could not be renewed.
+    pub const RENEWAL_FAILED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5ea1";
+    /// A rehearsal of a renewal has failed.
+    pub const REHEARSAL_FAILED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5ea2";
+    /// A unit of the certificates has failed.
+    pub const CERTIFICATE_UNIT_FAILED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5ea3";
 }
 
 /// The level in force; `LogControl1` changes it while the daemon runs.

@@ -202,6 +202,37 @@ pub async fn request_latency(
     Ok(v)
 }
 
+/// Clients that send a hello and leave the handshake to the proxy: so many at once, five times a second.
+const BURST: usize = 200;
+
+/// The same latency beside bursts of handshakes that nobody finishes.
+pub async fn burst_latency(
+    p: Option<&Running>,
+    targets: &[Target],
+    conns: usize,
+    rate: f64,
+    duration: Duration,
+) -> Result<Value> {
+    let target = targets[0].clone();
+    let bursts = tokio::spawn(async move {
+        let mut tick = tokio::time::interval(Duration::from_millis(100));
+        loop {
+            tick.tick().await;
+            let opened: JoinSet<_> = (0..BURST)
+                .map(|_| tokio::net::TcpStream::connect(target.addr))
+                .collect();
+            let streams: Vec<_> = opened.join_all().await.into_iter().flatten().collect();
+            for stream in &streams {
+                let _ = stream.try_write(&target.hello); // an empty buffer takes it
+            }
+            tick.tick().await;
+        }
+    });
+    let latency = request_latency(p, targets, conns, rate, duration).await;
+    bursts.abort();
+    latency
+}
+
 /// Memory and descriptors per idle established connection.
 pub async fn idle(p: &Running, targets: &[Target], conns: usize) -> Result<Value> {
     // Warm up, so that code and pools are resident before the first reading.

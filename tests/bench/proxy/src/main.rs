@@ -70,10 +70,10 @@ struct Compare {
     proxies: Vec<String>,
     /// comma-separated: pt_conn, pt_conn_raw, pt_bulk1, pt_bulk64, pt_up1, pt_lat,
     /// term_conn, term_resume, term_conn12, term_bulk1, term_bulk64, term_up1,
-    /// term_lat, pt_idle, term_idle, routes, robust
+    /// term_lat, term_burst, pt_idle, term_idle, routes, robust
     #[arg(
         long,
-        default_value = "pt_conn,pt_conn_raw,pt_bulk1,pt_bulk64,pt_lat,term_conn,term_resume,term_bulk1,term_bulk64,term_lat,pt_idle,term_idle,routes,robust",
+        default_value = "pt_conn,pt_conn_raw,pt_bulk1,pt_bulk64,pt_lat,term_conn,term_resume,term_bulk1,term_bulk64,term_lat,term_burst,pt_idle,term_idle,routes,robust",
         value_delimiter = ','
     )]
     scenarios: Vec<String>,
@@ -178,6 +178,7 @@ const LOAD: &[&str] = &[
     "term_bulk64",
     "term_up1",
     "term_lat",
+    "term_burst",
 ];
 
 impl Bench {
@@ -428,6 +429,7 @@ impl Bench {
             "term_bulk64" => load::bulk(r, t, 64, n(2e9), false, secs(20.0)).await,
             "term_up1" => load::bulk(r, t, 1, n(2e9), true, secs(20.0)).await,
             "pt_lat" | "term_lat" => load::request_latency(r, t, 64, 2000.0, secs(4.0)).await,
+            "term_burst" => load::burst_latency(r, t, 64, 1000.0, secs(4.0)).await,
             _ => anyhow::bail!("unknown scenario {scenario}"),
         }
     }

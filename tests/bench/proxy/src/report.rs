@@ -73,6 +73,11 @@ const COLUMNS: &[(&str, &[&str], &str)] = &[
         "term p50/p99 ms (CPU s/1000)",
     ),
     (
+        "term_burst",
+        &["p50_ms", "p99_ms"],
+        "term p50/p99 ms beside bursts of handshakes",
+    ),
+    (
         "pt_idle",
         &["kib_per_conn", "fds_per_conn"],
         "pt idle KiB/conn (fds)",

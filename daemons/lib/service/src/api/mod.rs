@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! D-Bus interfaces as clients see them.
 
+pub mod certbot1;
 pub mod kms1;
 pub mod systemd1;
 pub mod tappd1;

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+//! CAA records: planned from what is there, carried out in order, and known as ours again later.
+
+use super::{Engine, EngineError, Observer, Turn};
+use crate::account::Credentials;
+use crate::acme::Acme;
+use crate::caa::{self, Caa, Plan, Step};
+use crate::dns::{Data, DnsError, Kind};
+use crate::files::FileError;
+use crate::names::DnsName;
+use crate::settings::Certificate;
+use crate::workdir::Workdir;
+use dstack_service::state;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+const FILE: &str = "caa.json";
+const VERSION: u32 = 1;
+
+/// What is known of the records at one name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Known {
+    /// Records that we ever made.
+    owned: BTreeSet<Caa>,
+    /// Whether steps are under way.
+    busy: bool,
+}
+
+type Book = BTreeMap<String, Known>;
+
+fn load(workdir: &Workdir) -> Result<Book, FileError> {
+    Ok(state::load(&workdir.file(FILE), VERSION)?.unwrap_or_default())
+}
+
+fn store(workdir: &Workdir, book: &Book) -> Result<(), FileError> {
+    Ok(state::store(&workdir.file(FILE), VERSION, book)?)
+}
+
+fn records(data: Vec<Data>) -> Vec<Caa> {
+    data.into_iter()
+        .filter_map(|data| match data {
+            Data::Caa(caa) => Some(caa),
+            Data::Txt(_) => None,
+        })
+        .collect()
+}
+
+impl Engine {
+    /// Brings the CAA records of a certificate to what they are to be, now.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn set_caa(
+        &self,
+        turn: &Turn<'_>,
+        wanted: &Certificate,
+        observer: &dyn Observer,
+    ) -> Result<(), EngineError> {
+        let workdir = self.workdir(&wanted.domain)?;
+        let account = self.account(turn, observer).await?;
+        self.reconcile(&workdir, wanted, &account, observer).await
+    }
+
+    pub(super) async fn reconcile(
+        &self,
+        workdir: &Workdir,
+        wanted: &Certificate,
+        account: &Credentials,
+        observer: &dyn Observer,
+    ) -> Result<(), EngineError> {
+        for name in wanted.bases() {
+            let records = self.caa_wanted(&*self.parts().acme, account).await?;
+            self.reconcile_name(workdir, &name, &records, observer).await?;
+        }
+        Ok(())
+    }
+
+    /// The records that a name is to have.
+    pub(super) async fn caa_wanted(
+        &self,
+        acme: &dyn Acme,
+        account: &Credentials,
+    ) -> Result<Vec<Caa>, EngineError> {
+        let issuer = match &self.settings().issuer {
+            Some(issuer) => issuer.clone(),
+            None => {
+                let names = acme.directory().await?.caa_identities;
+                names.into_iter().next().ok_or_else(|| EngineError::NoIssuer(account.directory.clone()))?
+            }
+        };
+        Ok(caa::wanted(&issuer, &account.id)?.to_vec())
+    }
+
+    /// Looks at the zone's servers first, which is free; the provider is asked only when something has to be done.
+    pub(super) async fn reconcile_name(
+        &self,
+        workdir: &Workdir,
+        name: &DnsName,
+        wanted: &[Caa],
+        observer: &dyn Observer,
+    ) -> Result<(), EngineError> {
+        let mut book = load(workdir)?;
+        let mut known = book.remove(name.as_str()).unwrap_or_default();
+        if !known.busy {
+            let seen = records(self.parts().servers.look(name, Kind::Caa).await?);
+            let plan = self.plan(&seen, wanted, &known);
+            if plan.steps.is_empty() {
+                tell(name, &plan);
+                return Ok(());
+            }
+        }
+        let plan = self.plan(&records(self.parts().provider.list(name, Kind::Caa).await?), wanted, &known);
+        tell(name, &plan);
+        if plan.steps.is_empty() && !known.busy {
+            return Ok(());
+        }
+        // What is ours is on the disk before it is in the zone.
+        known.owned.extend(wanted.iter().cloned());
+        known.busy = true;
+        book.insert(name.to_string(), known.clone());
+        store(workdir, &book)?;
+        observer.step("caa: written down");
+        for step in &plan.steps {
+            self.carry_out(name, step).await?;
+            observer.step("caa: record changed");
+        }
+        known.busy = false;
+        book.insert(name.to_string(), known);
+        store(workdir, &book)?;
+        observer.step("caa: done");
+        Ok(())
+    }
+
+    fn plan(&self, existing: &[Caa], wanted: &[Caa], known: &Known) -> Plan {
+        let owned: Vec<Caa> = known.owned.iter().cloned().collect();
+        caa::plan(existing, wanted, &owned, self.settings().foreign_caa)
+    }
+
+    async fn carry_out(&self, name: &DnsName, step: &Step) -> Result<(), DnsError> {
+        let provider = &self.parts().provider;
+        match step {
+            Step::Add(caa) => {
+                tracing::info!("adding CAA {caa} of {name}");
+                provider.add(name, &Data::Caa(caa.clone())).await
+            }
+            Step::Remove(caa) => {
+                tracing::info!("removing CAA {caa} of {name}");
+                provider.remove(name, &Data::Caa(caa.clone())).await
+            }
+        }
+    }
+
+    /// Removes all records that we made at a name, guards first of all kept until the end.
+    pub(super) async fn remove_caa(&self, workdir: &Workdir, name: &DnsName) -> Result<(), EngineError> {
+        let mut book = load(workdir)?;
+        let Some(known) = book.get(name.as_str()).cloned() else { return Ok(()) };
+        let there = records(self.parts().provider.list(name, Kind::Caa).await?);
+        for caa in there.into_iter().filter(|caa| caa.is_guard() || known.owned.contains(caa)) {
+            self.carry_out(name, &Step::Remove(caa)).await?;
+        }
+        book.remove(name.as_str());
+        Ok(store(workdir, &book)?)
+    }
+
+    /// What the records at a name lack, by its servers; empty when they are as they are to be.
+    pub(super) async fn caa_lacks(
+        &self,
+        workdir: &Workdir,
+        name: &DnsName,
+        wanted: &[Caa],
+    ) -> Result<Vec<String>, EngineError> {
+        let known = load(workdir)?.remove(name.as_str()).unwrap_or_default();
+        let seen = records(self.parts().servers.look(name, Kind::Caa).await?);
+        let plan = self.plan(&seen, wanted, &known);
+        let steps = plan.steps.iter().map(|step| match step {
+            Step::Add(caa) => format!("lacks CAA {caa}"),
+            Step::Remove(caa) => format!("has CAA {caa}"),
+        });
+        Ok(steps.collect())
+    }
+}
+
+fn tell(name: &DnsName, plan: &Plan) {
+    for caa in &plan.foreign {
+        tracing::warn!(
+            "{name} has CAA {caa}, which lets others issue; remove it, or set foreign_caa in certbot.toml"
+        );
+    }
+}

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A certificate is issued, renewed, and rehearsed.
+
+use crate::servers::kdig;
+use crate::world::{EXTERNAL, World, engine, maintain};
+use dstack_certbot::account;
+use dstack_certbot::engine::{EngineError, Outcome, Silent};
+use dstack_certbot::renewal::Reason;
+
+#[tokio::test]
+async fn a_wildcard_certificate_is_issued_and_renewed_with_a_new_key() {
+    let world = World::new();
+    let engine = world.engine();
+    let outcome = maintain(&engine, false).await.unwrap();
+    let first = world.check(&engine);
+    assert_eq!(outcome, Outcome::Renewed { reason: Reason::Missing, public_key: first.public_key.clone() });
+    assert!(
+        matches!(maintain(&engine, false).await.unwrap(), Outcome::Fresh(at) if at > first.validity.not_before)
+    );
+    let account = engine.account_uri().unwrap();
+    let outcome = maintain(&engine, true).await.unwrap();
+    let second = world.check(&engine);
+    assert_eq!(outcome, Outcome::Renewed { reason: Reason::Forced, public_key: second.public_key.clone() });
+    assert_ne!(first.public_key, second.public_key, "the key is rotated");
+    assert_eq!(engine.account_uri().unwrap(), account, "the account is the same");
+    let mut keys = vec![first.public_key, second.public_key];
+    keys.sort();
+    assert_eq!(engine.history("").unwrap(), keys);
+    // The original's file: the very same account, read by its own form.
+    let file: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(world.path("work/credentials.json")).unwrap()).unwrap();
+    assert_eq!(file["account_id"].as_str(), account.as_deref());
+    assert_eq!(file["credentials"]["id"].as_str(), account.as_deref());
+    assert_eq!(file["credentials"]["directory"].as_str(), Some(world.url.as_str()));
+}
+
+#[tokio::test]
+async fn the_key_is_kept_when_it_is_to_be() {
+    let world = World::new();
+    let engine = engine(&world.toml("reuse_key = true", ""), &world.path("work"));
+    maintain(&engine, false).await.unwrap();
+    let first = world.check(&engine);
+    maintain(&engine, true).await.unwrap();
+    let second = world.check(&engine);
+    assert!(first.public_key == second.public_key && first.serial != second.serial);
+}
+
+#[tokio::test]
+async fn several_certificates_have_places_of_their_own() {
+    let world = World::new();
+    let table = "[[certificate]]\nnames = [\"other.example.test\"]\n";
+    let engine = engine(&world.toml("", table), &world.path("work"));
+    let turn = engine.turn().await.unwrap();
+    for wanted in engine.select("").unwrap() {
+        engine.maintain(&turn, &wanted, false, &Silent).await.unwrap();
+    }
+    drop(turn);
+    world.check(&engine);
+    let other = engine.live("other.example.test").unwrap().unwrap().leaf;
+    assert!(world.path("work/domains/other.example.test/live/cert.pem").exists());
+    assert_eq!(engine.history("other.example.test").unwrap(), [other.public_key]);
+    assert_eq!(engine.history("").unwrap().len(), 2);
+    assert!(matches!(engine.select("none.example"), Err(EngineError::NoSuchCertificate(..))));
+}
+
+#[tokio::test]
+async fn accounts_are_bound_to_an_external_one_where_the_authority_wants_that() {
+    let world = World::with(&[], Some(EXTERNAL));
+    let without = world.engine();
+    let error = maintain(&without, false).await.unwrap_err().to_string();
+    assert!(error.contains("[eab]"), "{error}");
+    let toml = world.toml("", &format!("[eab]\nkey_id = \"{}\"\n", EXTERNAL.0));
+    let engine = engine(&toml, &world.path("work"));
+    maintain(&engine, true).await.unwrap();
+    world.check(&engine);
+}
+
+#[tokio::test]
+async fn p30_an_unreadable_account_stops_everything_and_makes_no_other() {
+    let world = World::new();
+    let engine = world.engine();
+    maintain(&engine, false).await.unwrap();
+    let (path, live) = (world.path("work/credentials.json"), world.check(&engine));
+    let good = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &good[..good.len() / 2]).unwrap();
+    let error = maintain(&engine, true).await.unwrap_err().to_string();
+    assert!(error.contains("credentials.json") && error.contains("no new account"), "{error}");
+    assert_eq!(std::fs::read(&path).unwrap(), &good[..good.len() / 2], "it was left as it is");
+    assert_eq!(engine.live("").unwrap().unwrap().leaf, live);
+    std::fs::write(&path, &good).unwrap();
+    maintain(&engine, true).await.unwrap();
+    world.check(&engine);
+}
+
+#[tokio::test]
+async fn another_authority_is_an_error_that_names_the_remedy() {
+    let (world, other) = (World::new(), World::new());
+    let engine = world.engine();
+    maintain(&engine, false).await.unwrap();
+    let moved = crate::world::engine(&other.toml("", ""), &world.path("work"));
+    let error = maintain(&moved, true).await.unwrap_err();
+    assert!(matches!(error, EngineError::Account(account::AccountError::OtherAuthority { .. })), "{error}");
+    assert!(error.to_string().contains("mv "), "{error}");
+}
+
+/// The rehearsal proves all that a renewal needs, and leaves certificate and records as they were.
+#[tokio::test]
+async fn a_rehearsal_proves_everything_and_touches_nothing() {
+    let (world, staging) = (World::new(), World::new());
+    // The authority for tries has to ask the same DNS server.
+    let at = world.path("staging");
+    std::fs::create_dir(&at).unwrap();
+    drop(staging);
+    let (_pebble, url) = crate::servers::pebble(&at, world.dns, &[], None);
+    let tables =
+        format!("[rehearsal]\nacme_url = \"{url}\"\nacme_root = \"{}\"\n", at.join("roots.pem").display());
+    let engine = engine(&world.toml("", &tables), &world.path("work"));
+    let turn = engine.turn().await.unwrap();
+    let error = engine.rehearse(&turn, &Silent).await.unwrap_err().to_string();
+    assert!(error.contains("there is no account yet"), "{error}");
+    drop(turn);
+    maintain(&engine, false).await.unwrap();
+    let live = world.check(&engine);
+    let turn = engine.turn().await.unwrap();
+    engine.rehearse(&turn, &Silent).await.unwrap();
+    assert_eq!(world.check(&engine), live);
+    assert_eq!(engine.rehearsed().unwrap().problems, [] as [&str; 0]);
+    let stage = "dstack-rehearsal.apps.example.test";
+    assert_eq!(kdig(world.dns, stage, "CAA"), [] as [&str; 0]);
+    assert_eq!(kdig(world.dns, &format!("_acme-challenge.{stage}"), "TXT"), [] as [&str; 0]);
+    assert_eq!(engine.history("").unwrap().len(), 1, "its certificate is none of ours");
+    // Somebody removes the CAA records: it is told, with the remedy, and nothing is changed.
+    remove_caa(&world).await;
+    let error = engine.rehearse(&turn, &Silent).await.unwrap_err().to_string();
+    assert!(error.contains("lacks CAA") && error.contains("dstackctl cert caa"), "{error}");
+    assert_eq!(engine.rehearsed().unwrap().problems.len(), 1);
+    engine.set_caa(&turn, &engine.select("").unwrap()[0], &Silent).await.unwrap();
+    engine.rehearse(&turn, &Silent).await.unwrap();
+    world.check(&engine);
+}
+
+async fn remove_caa(world: &World) {
+    use dstack_certbot::dns::{Kind, Provider};
+    let (provider, name) = (crate::cloudflare::writer(world.dns), "apps.example.test".parse().unwrap());
+    for record in provider.list(&name, Kind::Caa).await.unwrap() {
+        provider.remove(&name, &record).await.unwrap();
+    }
+}

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+//! From a daemon that is not configured to certificates, renewals and failures.
+
+use crate::servers::kdig;
+use crate::world::{World, text};
+use dstack_service::api::certbot1::{Error, Options};
+use futures_util::StreamExt;
+use std::fs::File;
+use std::io::Read;
+
+fn read(fd: zbus::OwnedFd) -> String {
+    let mut text = String::new();
+    File::from(std::os::fd::OwnedFd::from(fd)).read_to_string(&mut text).unwrap();
+    text
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unconfigured_daemon_says_so_and_does_no_harm() {
+    let mut world = World::unconfigured().await;
+    world.start().await;
+    assert!(!world.manager.configured().await.unwrap());
+    assert!(world.manager.status().await.unwrap().contains("/etc/dstack/certbot.toml"));
+    assert!(matches!(world.manager.list_certificates().await, Err(Error::NotConfigured(_))));
+    assert!(world.run(&["request", "renew"]).status.success(), "its timers have nothing to do");
+    assert!(world.run(&["request", "rehearse"]).status.success());
+    assert_eq!(std::fs::read_dir(world.path("state")).unwrap().count(), 0);
+    // A missing credential is said, too.
+    world.configure("dstack");
+    std::fs::remove_file(world.path("credentials/certbot-tsig")).unwrap();
+    world.manager.reload().await.unwrap();
+    let status = world.manager.status().await.unwrap();
+    assert!(status.contains("certbot-tsig") && status.contains("systemd-creds"), "{status}");
+    // A wrong key is refused, and what was in force stays.
+    world.configure("dstack");
+    world.manager.reload().await.unwrap();
+    std::fs::write(world.path("etc/certbot.toml"), "domian = \"x\"\n").unwrap();
+    let error = world.manager.reload().await.unwrap_err();
+    assert!(matches!(&error, Error::Misconfigured(text) if text.contains("domian")), "{error}");
+    assert!(world.manager.configured().await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timer_gets_a_certificate_and_the_ingress_is_told() {
+    let mut world = World::new().await;
+    let mut changed = world.manager.receive_certificate_changed().await.unwrap();
+    assert_eq!(text(&world.manager.list_certificates().await.unwrap()[0], "state"), "missing");
+    assert!(matches!(world.manager.get_certificate("").await, Err(Error::NoCertificate(_))));
+    let output = world.run(&["request", "renew"]);
+    assert!(output.status.success(), "{output:?}");
+    let signal = changed.next().await.unwrap();
+    let args = signal.args().unwrap();
+    assert_eq!(args.domain, "apps.example.test");
+    let row = world.manager.list_certificates().await.unwrap().remove(0);
+    assert_eq!((text(&row, "state"), text(&row, "domain")), ("valid".into(), "apps.example.test".into()));
+    let (chain, key) = world.manager.get_certificate("apps.example.test").await.unwrap();
+    assert_eq!(read(chain), std::fs::read_to_string(world.path("state/live/cert.pem")).unwrap());
+    assert_eq!(read(key), std::fs::read_to_string(world.path("state/live/key.pem")).unwrap());
+    assert_eq!(world.manager.historical_keys("").await.unwrap(), std::slice::from_ref(&args.public_key));
+    let account = world.manager.account_uri().await.unwrap();
+    assert!(kdig(world.dns, "apps.example.test", "CAA")[0].contains(&account), "{account}");
+    // Nothing is due, so nothing is done; forced it is, with a new key; and a restart knows all of it.
+    assert!(world.run(&["request", "renew"]).status.success());
+    let mut ended = world.manager.receive_job_removed().await.unwrap();
+    let options = Options::from([("force", true.into())]);
+    world.manager.renew("apps.example.test", options).await.unwrap();
+    assert_eq!(ended.next().await.unwrap().args().unwrap().result, "done");
+    assert_ne!(changed.next().await.unwrap().args().unwrap().public_key, args.public_key);
+    world.start().await;
+    assert_eq!(world.manager.historical_keys("").await.unwrap().len(), 2);
+    assert_eq!(world.manager.account_uri().await.unwrap(), account);
+    assert!(world.run(&["request", "rehearse"]).status.success());
+    assert!(world.manager.last_rehearsal().await.unwrap().0 > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_are_signals_rows_and_exit_statuses() {
+    let mut world = World::unconfigured().await;
+    world.configure("unknown");
+    world.start().await;
+    let (mut failed, mut rehearsal) = (
+        world.manager.receive_renewal_failed().await.unwrap(),
+        world.manager.receive_rehearsal_failed().await.unwrap(),
+    );
+    assert!(!world.run(&["request", "renew"]).status.success(), "OnFailure= of the unit is what tells");
+    let reason = failed.next().await.unwrap().args().unwrap().reason.clone();
+    assert!(reason.contains("certbot-tsig"), "{reason}");
+    let row = world.manager.list_certificates().await.unwrap().remove(0);
+    assert_eq!((text(&row, "state"), text(&row, "error")), ("renewal-failed".into(), reason));
+    assert!(u64::try_from(row["retry"].clone()).unwrap() > 0);
+    assert!(world.run(&["request", "renew"]).status.success(), "it waits, and has told");
+    assert!(!world.run(&["request", "rehearse"]).status.success());
+    assert!(!rehearsal.next().await.unwrap().args().unwrap().reason.is_empty());
+    assert_eq!(world.manager.last_rehearsal().await.unwrap().1.len(), 1);
+    assert!(world.manager.status().await.unwrap().contains("the last rehearsal failed"));
+    assert!(matches!(
+        world.manager.renew("other.example", Options::new()).await,
+        Err(Error::NoSuchCertificate(_))
+    ));
+    let wrong = Options::from([("now", true.into())]);
+    assert!(matches!(world.manager.renew("", wrong).await, Err(Error::InvalidArgument(_))));
+}
+
+/// The tutorial's commands, without the daemon.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_tutorials_commands_work_without_the_daemon() {
+    let world = World::unconfigured().await;
+    world.configure("dstack");
+    let config = world.path("etc/certbot.toml").display().to_string();
+    let work = format!(
+        "workdir = \"{}\"\n{}",
+        world.path("state").display(),
+        std::fs::read_to_string(&config).unwrap()
+    );
+    std::fs::write(&config, work).unwrap();
+    for arguments in [
+        &["init", "-c", &config] as &[&str],
+        &["set-caa", "-c", &config],
+        &["renew", "-c", &config, "--once"],
+        &["renew", "-c", &config, "--force"],
+    ] {
+        let output = world.run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert_eq!(std::fs::read_dir(world.path("state/backup")).unwrap().count(), 2);
+    assert_eq!(kdig(world.dns, "apps.example.test", "CAA").len(), 2);
+    let template = world.run(&["cfg"]).stdout;
+    let file = world.path("new.toml").display().to_string();
+    assert!(world.run(&["cfg", "--write-to", &file]).status.success());
+    assert_eq!(std::fs::read(&file).unwrap(), template);
+    assert!(!world.run(&["cfg", "--write-to", &file]).status.success(), "it replaces nothing");
+    assert!(world.run(&["alert", "dstack-certbot-renew.service"]).status.success());
+}
