@@ -2,6 +2,7 @@
 //! The command line. Man pages and shell completions are generated from these types.
 
 use crate::cli_deploy::{Deploy, Upgrade};
+use crate::cli_init::Init;
 use crate::cli_kms::{AppCommand, KmsCommand};
 use crate::cli_proxy::ProxyCommand;
 use crate::measure_cli::Measure;
@@ -23,6 +24,7 @@ Exit status:
   130  interrupted by Ctrl-C
 
 Examples:
+  sudo dstackctl init
   dstackctl doctor
   dstackctl deploy docker-compose.yaml -p 8080:80
   dstackctl deploy docker-compose.yaml --env-file .env
@@ -67,6 +69,8 @@ pub struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Set this host up: domain, addresses, ports, certificate, keys
+    Init(Box<Init>),
     /// Run an app in a new VM
     Deploy(Box<Deploy>),
     /// Manage VMs

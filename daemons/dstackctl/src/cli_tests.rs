@@ -15,6 +15,11 @@ fn the_definition_holds_together() {
 #[test]
 fn good_lines() {
     for line in [
+        "dstackctl init",
+        "dstackctl init --print-answers",
+        "dstackctl init --answers answers.toml --yes",
+        "dstackctl init --answers - --dry-run --json",
+        "dstackctl init --base-domain a.b --kms-port 1 --certificate acme --dns rfc2136 --tsig-key-file /k",
         "dstackctl doctor",
         "dstackctl --json doctor",
         "dstackctl doctor --json",
@@ -69,6 +74,9 @@ fn wrong_lines() {
     for line in [
         "dstackctl",
         "dstackctl deploy",
+        "dstackctl init --yes --dry-run",
+        "dstackctl init --kms-port 70000",
+        "dstackctl init --cf-token s3cret",
         "dstackctl deploy f -p 80",
         "dstackctl deploy f -m 2048",
         "dstackctl deploy f --name Not_Valid",

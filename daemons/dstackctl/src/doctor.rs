@@ -109,6 +109,14 @@ pub async fn run(global: &Global, ui: &Ui) -> Result<ExitCode, Failure> {
         return Err(Failure::usage("doctor works only on the host itself")
             .hint(format!("ssh -t {host} dstackctl doctor")));
     }
+    let (checks, platform) = gather(global).await;
+    report(&checks, platform, ui)?;
+    let broken = checks.iter().any(|c| c.status == Status::Bad);
+    Ok(if broken { ExitCode::from(Exit::Failed as u8) } else { ExitCode::SUCCESS })
+}
+
+/// All checks, and what VMs run on.
+pub async fn gather(global: &Global) -> (Vec<Check>, Option<Platform>) {
     let (config, mut checks) = configuration();
     let client = Client::open(global).await;
     let (teepod, platform) = match &client {
@@ -129,9 +137,7 @@ pub async fn run(global: &Global, ui: &Ui) -> Result<ExitCode, Failure> {
         checks.extend(keys::check(client, found).await);
         checks.extend(ingress::check(client).await);
     }
-    report(&checks, found, ui)?;
-    let broken = checks.iter().any(|c| c.status == Status::Bad);
-    Ok(if broken { ExitCode::from(Exit::Failed as u8) } else { ExitCode::SUCCESS })
+    (checks, found)
 }
 
 fn configuration() -> (Config, Vec<Check>) {
@@ -171,6 +177,13 @@ fn report(checks: &[Check], platform: Option<Platform>, ui: &Ui) -> Result<(), F
             "ok": worst != Status::Bad, "platform": platform, "confidential": confidential, "checks": checks,
         }));
     }
+    let text = format!("{}\n{}\n", lines(checks, ui), ui.paint(tone, words));
+    ui.text(&text)
+}
+
+/// The checks as text, each with its remedy.
+#[must_use]
+pub fn lines(checks: &[Check], ui: &Ui) -> String {
     let mut text = String::new();
     for check in checks {
         let (tone, mark) = match check.status {
@@ -187,8 +200,7 @@ fn report(checks: &[Check], platform: Option<Platform>, ui: &Ui) -> Result<(), F
             ));
         }
     }
-    text.push_str(&format!("\n{}\n", ui.paint(tone, words)));
-    ui.text(&text)
+    text
 }
 
 #[cfg(test)]

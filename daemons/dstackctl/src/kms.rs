@@ -74,21 +74,44 @@ fn done(ui: &Ui, result: &str, what: &Value) -> Result<(), Failure> {
     ui.text(&format!("{result}: {}\n", words.join(" ")))
 }
 
-async fn bootstrap(client: &Client, domain: &str, ui: &Ui) -> Result<(), Failure> {
-    let key: String = client.change_kms("Bootstrap", &(domain, Options::new())).await?;
-    let bytes = hex::decode(&key).map_err(|_| Failure::new("dstack-kms returned no public key"))?;
+/// New root keys.
+#[derive(Debug)]
+pub struct NewKeys {
+    /// SubjectPublicKeyInfo of the CA, hex.
+    pub ca_public_key: String,
+    /// Its fingerprint.
+    pub fingerprint: String,
+    /// Realm.
+    pub realm: String,
+    /// Custody.
+    pub custody: String,
+}
+
+/// Makes the root keys of this host's key service.
+///
+/// # Errors
+/// The key service's: also when it has some.
+pub async fn make_keys(client: &Client, domain: &str) -> Result<NewKeys, Failure> {
+    let ca_public_key: String = client.change_kms("Bootstrap", &(domain, Options::new())).await?;
+    let bytes = hex::decode(&ca_public_key).map_err(|_| Failure::new("dstack-kms returned no public key"))?;
     let kms = client.kms().await?;
     let (realm, custody) = (kms.realm().await?, kms.custody().await?);
+    Ok(NewKeys { ca_public_key, fingerprint: fingerprint(&bytes), realm, custody })
+}
+
+async fn bootstrap(client: &Client, domain: &str, ui: &Ui) -> Result<(), Failure> {
+    let made = make_keys(client, domain).await?;
     if ui.json {
         return ui.json(&json!({
-            "ca_public_key": key, "fingerprint": fingerprint(&bytes), "realm": realm, "custody": custody,
+            "ca_public_key": made.ca_public_key, "fingerprint": made.fingerprint, "realm": made.realm,
+            "custody": made.custody,
         }));
     }
     ui.text(&format!(
         "the key service of {domain} has its root keys\n  fingerprint  sha256:{}\n",
-        fingerprint(&bytes)
+        made.fingerprint
     ))?;
-    note(&format!("note: {}\nnote: {}", realm_words(&realm), custody_words(&custody)));
+    note(&format!("note: {}\nnote: {}", realm_words(&made.realm), custody_words(&made.custody)));
     Ok(())
 }
 

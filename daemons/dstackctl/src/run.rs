@@ -4,7 +4,7 @@
 use crate::cli::{Cli, Command};
 use crate::errors::Failure;
 use crate::output::{self, Ui};
-use crate::{app, deploy, doctor, image, kms, logs, measure, proxy, verify, vm};
+use crate::{app, deploy, doctor, image, init, kms, logs, measure, proxy, verify, vm};
 use clap::Parser;
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -49,6 +49,7 @@ async fn run(cli: &Cli, ui: &Ui) -> Result<ExitCode, Failure> {
         Command::Logs(args) => logs::run(args, &cli.global, ui).await?,
         Command::Measure(args) => measure::run(args, &cli.global, ui)?,
         Command::Verify(args) => return verify::run(args, &cli.global, ui).await,
+        Command::Init(args) => return init::run(args, &cli.global, ui).await,
         Command::Doctor => return doctor::run(&cli.global, ui).await,
     }
     Ok(ExitCode::SUCCESS)

@@ -92,6 +92,12 @@ impl Store {
         Ok(Self { directories: vec![places::config()?.join("trust"), SYSTEM.into()] })
     }
 
+    /// Root's alone.
+    #[must_use]
+    pub fn system() -> Self {
+        Self { directories: vec![SYSTEM.into()] }
+    }
+
     fn directory(&self, system: bool) -> Result<&Path, Failure> {
         let directory = if system { self.directories.last() } else { self.directories.first() };
         directory

@@ -5,12 +5,12 @@
 //! directory's owner, and seals only what parses as root keys. A target that is there is never replaced.
 
 use crate::record::{RECORD_MAX, Record, RecordError};
+use dstack_service::sealing::{SealingError, encrypt};
 use rustix::fs::{FileType, Mode, OFlags, fstat, open, openat};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use zeroize::Zeroizing;
 
 /// Why nothing was sealed.
@@ -37,8 +37,8 @@ pub enum SealError {
     #[error(transparent)]
     Record(#[from] RecordError),
     /// systemd-creds failed.
-    #[error("systemd-creds: {0}")]
-    Creds(String),
+    #[error("{0}; nothing was sealed")]
+    Creds(#[from] SealingError),
 }
 
 impl SealError {
@@ -92,30 +92,6 @@ pub fn place(sealed: &[u8], target: &Path) -> Result<(), SealError> {
     removed.map_err(SealError::io(&temporary))?;
     let directory = target.parent().unwrap_or(Path::new("/"));
     File::open(directory).and_then(|d| d.sync_all()).map_err(SealError::io(directory))
-}
-
-/// Encrypts by `systemd-creds`; the plaintext goes through a pipe.
-///
-/// # Errors
-/// [`SealError::Creds`].
-pub fn encrypt(record: &[u8], name: &str, with_key: &str) -> Result<Vec<u8>, SealError> {
-    let failed = |error: io::Error| SealError::Creds(error.to_string());
-    let mut child = Command::new("/usr/bin/systemd-creds")
-        .arg("encrypt")
-        .args([format!("--name={name}"), format!("--with-key={with_key}"), "-".into(), "-".into()])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
-    // The record is far smaller than a pipe holds, so this never waits for the other end.
-    let sent = child.stdin.take().map_or(Ok(()), |mut pipe| pipe.write_all(record));
-    let output = child.wait_with_output().map_err(failed)?;
-    sent.map_err(failed)?;
-    if output.status.success() && !output.stdout.is_empty() {
-        Ok(output.stdout)
-    } else {
-        Err(SealError::Creds(format!("ended with {} and sealed nothing", output.status)))
-    }
 }
 
 /// Everything: read, encrypt, place.

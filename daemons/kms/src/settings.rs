@@ -194,6 +194,16 @@ mod tests {
     }
 
     #[test]
+    fn what_init_writes_is_understood() {
+        let written = include_str!("../../dstackctl/testdata/init/rfc2136/kms.toml");
+        let settings = settings(written).unwrap();
+        assert_eq!(settings.address.as_deref(), Some("https://host.example.com:19043"));
+        assert!(settings.gateway_app_id.is_some());
+        let v6 = self::settings(include_str!("../../dstackctl/testdata/init/cloudflare/kms.toml")).unwrap();
+        assert_eq!(v6.address.as_deref(), Some("https://[2001:db8::7]:9043"));
+    }
+
+    #[test]
     fn t17_a_webhook_is_pinned_or_local() {
         let pin = "ab".repeat(32);
         assert!(settings("[webhook]\nurl='unix:/run/auth.sock'").unwrap().webhook.is_some());

@@ -16,6 +16,17 @@ fn an_empty_file_is_enough() {
 }
 
 #[test]
+fn what_init_writes_is_understood() {
+    let written = include_str!("../../dstackctl/testdata/init/rfc2136/teepod.toml");
+    let settings = parse(written).unwrap();
+    assert_eq!(settings.cids, 20000..20500);
+    assert_eq!(settings.kms_urls, ["https://host.example.com:19043"]);
+    assert_eq!(settings.tproxy_urls, ["https://host.example.com:19070"]);
+    assert_eq!((settings.gateway.base_domain.as_str(), settings.gateway.port), ("apps.example.com", 443));
+    assert!(parse(include_str!("../../dstackctl/testdata/init/cloudflare/teepod.toml")).is_ok());
+}
+
+#[test]
 fn the_shipped_file_says_what_the_defaults_are() {
     let shipped = include_str!("../../../units/host/teepod.toml");
     assert_eq!(parse(shipped).unwrap(), parse("").unwrap());

@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{mpsc, watch};
 
 /// What an unconfigured daemon says.
-pub const UNCONFIGURED: &str = "Not configured: set proxy.base_domain and wg.endpoint in /etc/dstack/tproxy.toml, then run: \
-                                systemctl restart dstack-tproxy";
+pub const UNCONFIGURED: &str = "Not configured: run `dstackctl init`; or set proxy.base_domain and wg.endpoint in \
+                                /etc/dstack/tproxy.toml, then run: systemctl restart dstack-tproxy";
 
 /// What the bus is to say has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

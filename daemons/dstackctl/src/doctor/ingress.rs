@@ -47,7 +47,7 @@ fn judge(configured: bool, status: String, remedy: &str) -> Check {
         () if !configured => Check::warning(
             NAME,
             "it has no settings yet, so apps have no names outside",
-            "set proxy.base_domain and wg.endpoint in /etc/dstack/tproxy.toml, then: systemctl restart dstack-tproxy",
+            "sudo dstackctl init; or set proxy.base_domain and wg.endpoint in /etc/dstack/tproxy.toml, then: systemctl restart dstack-tproxy",
         ),
         () if status.contains("; ") => Check::warning(NAME, status, remedy),
         () => Check::good(NAME, status),

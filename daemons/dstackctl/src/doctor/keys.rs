@@ -35,7 +35,7 @@ async fn kms(client: &Client, realm: Option<&str>) -> Vec<Check> {
         Ok(Some(None)) => vec![Check::warning(
             KMS,
             "has no root keys yet, so apps get none",
-            "dstackctl kms bootstrap DOMAIN (once; DOMAIN is the name of this installation)",
+            "sudo dstackctl init; or: dstackctl kms bootstrap DOMAIN (once; DOMAIN is the name of this installation)",
         )],
         Ok(Some(Some(kms))) => vec![described(&kms, realm), address(&kms)],
     }
@@ -48,7 +48,7 @@ fn elsewhere() -> Check {
         Ok(None) => Check::warning(
             KMS,
             "there is none: disk and keys of every app are fresh at each boot",
-            "apt install dstack-kms, then: dstackctl kms bootstrap DOMAIN; or one over the network: dstackctl kms trust URL",
+            "apt install dstack-kms, then: sudo dstackctl init; or one over the network: dstackctl kms trust URL",
         ),
         Err(failure) => Check::bad(KMS, failure.message, failure.hint.unwrap_or_default()),
     }
@@ -69,7 +69,8 @@ fn described(kms: &Trusted, realm: Option<&str>) -> Check {
 /// Guests reach no loopback address of the host (trust rule T19).
 fn address(kms: &Trusted) -> Check {
     const NAME: &str = "key address";
-    let remedy = "set the address at which guests reach this host in /etc/dstack/kms.toml, see kms.toml(5)";
+    let remedy =
+        "sudo dstackctl init --address HOST; or set address in /etc/dstack/kms.toml, see kms.toml(5)";
     match Endpoint::parse(&kms.url) {
         Ok(endpoint) if is_loopback(endpoint.host()) => {
             Check::bad(NAME, format!("{} is a loopback address: no guest reaches it", kms.url), remedy)

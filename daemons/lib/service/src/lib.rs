@@ -12,7 +12,7 @@
 //! 7. [`lifecycle`]: `READY=1`, `STATUS=`, watchdog from the engine's loop, `STOPPING=1`
 //!
 //! Beside them: [`access`] asks polkit, [`jobs`] are long calls with progress, [`errors`] gives each daemon its D-Bus
-//! errors, [`credentials`] reads secrets, [`log_control`] is `org.freedesktop.LogControl1`, and [`api`] holds the D-Bus
+//! errors, [`credentials`] reads secrets, [`sealing`] encrypts them for root's programs, [`log_control`] is `org.freedesktop.LogControl1`, and [`api`] holds the D-Bus
 //! interfaces that clients use.
 
 pub mod access;
@@ -26,5 +26,6 @@ pub mod jobs;
 pub mod lifecycle;
 pub mod log_control;
 pub mod logging;
+pub mod sealing;
 pub mod sockets;
 pub mod state;

@@ -12,6 +12,21 @@ fn settings(text: &str) -> Result<Option<Settings>, String> {
 }
 
 #[test]
+fn what_init_writes_is_understood() {
+    let files = include_str!("../../../dstackctl/testdata/init/files/tproxy.toml");
+    let files = settings(files).unwrap().unwrap();
+    assert_eq!(files.proxy.cert_chain.to_str(), Some("/etc/dstack/certs/cert.pem"));
+    assert_eq!((files.tunnel.listen_port, files.proxy.listen_port), (51820, 9443));
+    let other = include_str!("../../../dstackctl/testdata/init/rfc2136/tproxy.toml");
+    let other = settings(other).unwrap().unwrap();
+    assert_eq!((other.tunnel.endpoint.as_str(), other.proxy.listen_port), ("host.example.com:9182", 443));
+    assert_eq!(other.tunnel.ip.to_string(), "10.3.0.9");
+    assert!(
+        settings(include_str!("../../../dstackctl/testdata/init/cloudflare/tproxy.toml")).unwrap().is_some()
+    );
+}
+
+#[test]
 fn the_shipped_file_is_the_default_and_not_configured() {
     let printed = |text: &str| format!("{:?}", toml::from_str::<Input>(text).unwrap());
     assert_eq!(printed(SHIPPED), printed(""));
