@@ -11,6 +11,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How long attempts may be without an answer before another instance is tried beside them, milliseconds. Whoever is gone
+/// from the tunnel says nothing, not even no.
+pub const STAGGER_MS: u64 = 500;
+
 /// By which door a client came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Front {
@@ -103,6 +107,8 @@ pub struct Attempt {
     pub side: Side,
     /// Whom it tries to reach.
     pub entry: Arc<Entry>,
+    /// When it began.
+    pub since: Tick,
 }
 
 /// A connection.
@@ -142,8 +148,10 @@ pub struct Conn {
     pub instance: Option<InstanceLease>,
     /// Instances being tried.
     pub attempts: Vec<Attempt>,
-    /// Instances to try when those fail.
+    /// Instances to try when those fail, or do not answer soon.
     pub rest: std::vec::IntoIter<Arc<Entry>>,
+    /// When the last attempt began.
+    pub tried: Tick,
     /// When it was accepted.
     pub started: Tick,
     /// When its phase began.
@@ -196,6 +204,7 @@ impl Conn {
             instance: None,
             attempts: Vec::new(),
             rest: Vec::new().into_iter(),
+            tried: now,
             started: now,
             since: now,
             active: now,
@@ -255,6 +264,9 @@ impl Conn {
         let after = |start: Tick, limit: u64| start.saturating_add(ticks(limit));
         match self.phase {
             Phase::Hello | Phase::Queue | Phase::Handshake => after(self.since, timeouts.handshake),
+            Phase::Dial if !self.rest.as_slice().is_empty() => {
+                after(self.since, timeouts.connect).min(after(self.tried, STAGGER_MS))
+            }
             Phase::Name | Phase::Dial => after(self.since, timeouts.connect),
             Phase::Linger => after(self.since, timeouts.shutdown),
             Phase::Open => {

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Reaching an instance: several are tried at once, the first to answer wins, and one that fails makes room for the
-//! next. Only addresses of the routing table are dialled.
+//! Reaching an instance: several are tried at once, the first to answer wins, and one that fails or is silent makes room
+//! for the next. Only addresses of the routing table are dialled.
 
 use super::refuse::Refuse;
 use super::{Next, Worker};
-use crate::conn::{Attempt, Conn, Front, Phase, Ready};
+use crate::conn::{Attempt, Conn, Front, Phase, Ready, STAGGER_MS};
 use crate::slab::{Side, Token};
 use crate::table::{Entry, Refusal};
+use crate::wheel::ticks;
 use dstack_core::proxy_header;
 use rustix::event::epoll;
 use rustix::io::Errno;
@@ -71,6 +72,7 @@ impl Worker {
     /// Tries one more instance; `false` when there is none left.
     fn try_next(&mut self, token: Token, conn: &mut Conn) -> bool {
         let Some(port) = conn.target.map(|target| target.port) else { return false };
+        conn.tried = self.now;
         for entry in conn.rest.by_ref() {
             let side = conn.server_side.saturating_add(1);
             conn.server_side = side;
@@ -78,7 +80,7 @@ impl Worker {
             let watched = fd.and_then(|fd| self.poller.connection(&fd, token.pack(side)).map(|()| fd));
             match watched {
                 Ok(fd) => {
-                    conn.attempts.push(Attempt { fd, side, entry });
+                    conn.attempts.push(Attempt { fd, side, entry, since: self.now });
                     return true;
                 }
                 Err(error) => {
@@ -149,7 +151,13 @@ impl Worker {
         }
         conn.instance = Some(won.entry.connected());
         (conn.server, conn.server_side) = (Some(won.fd), won.side);
-        (conn.attempts, conn.rest) = (Vec::new(), Vec::new().into_iter());
+        for lost in std::mem::take(&mut conn.attempts) {
+            // Who has been silent for so long is tried last by the next clients.
+            if lost.since.saturating_add(ticks(STAGGER_MS)) <= self.now {
+                lost.entry.failed(self.now);
+            }
+        }
+        conn.rest = Vec::new().into_iter();
         conn.enter(Phase::Open, self.now);
         conn.active = self.now;
         self.pump(token, conn)
@@ -167,7 +175,13 @@ impl Worker {
         Ok(proxy_header::format(client, listener))
     }
 
-    pub(super) fn dial_timeout(&mut self, conn: &mut Conn) -> Next {
+    /// Nobody has answered: another is tried, or it is over.
+    pub(super) fn dial_timeout(&mut self, token: Token, conn: &mut Conn) -> Next {
+        let limit = ticks(self.view.config.timeouts.connect);
+        if conn.since.saturating_add(limit) > self.now {
+            self.try_next(token, conn);
+            return Next::Keep;
+        }
         self.counters.connect_timeout += 1;
         for attempt in conn.attempts.drain(..) {
             attempt.entry.failed(self.now);

@@ -294,7 +294,7 @@ impl Worker {
                 self.counters.name_timeout += 1;
                 self.refuse(conn, Refuse::Timeout)
             }
-            Phase::Dial => self.dial_timeout(conn),
+            Phase::Dial => self.dial_timeout(token, conn),
             Phase::Open => self.open_timeout(token, conn),
             Phase::Linger => Next::Close,
         }

@@ -4,6 +4,7 @@
 use crate::client::{client, hello, open};
 use crate::hostile::{rest, script, works};
 use crate::world::{BASE, World, connect, echo, id, instance};
+use dstack_core::flow::Stats;
 use rustix::net::sockopt::set_socket_linger;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::{Read, Write};
@@ -204,6 +205,27 @@ fn the_race_is_won_beside_a_dead_and_a_failing_instance() {
             of(2).is_some_and(|i| i.connected == 20) && of(3).is_some_and(|i| i.failed >= 1)
         });
     }
+}
+
+/// More are silent than are tried at once: the next is tried beside them, long before the time to connect is over.
+#[test]
+fn silent_instances_do_not_stand_in_the_way_of_a_living_one() {
+    let port = echo("127.9.7.2");
+    let _holes = [black_hole("127.9.7.4", port), black_hole("127.9.7.5", port)];
+    let mut script = script("127.9.7.2", 5_000);
+    let at = |n: u8, address| instance(n, 9, address);
+    script.instances = vec![at(2, "127.9.7.2"), at(4, "127.9.7.4"), at(5, "127.9.7.5")];
+    script.config.connect_top_n = 1;
+    script.config.timeouts.connect = 60_000;
+    let world = World::new(script);
+    let took = worst(&world, port, 1);
+    assert!(took >= Duration::from_millis(800) && took < Duration::from_secs(5), "{took:?}");
+    // The silent ones are tried last from now on.
+    let of = |stats: &Stats, id: u8| stats.instances.iter().find(|i| i.instance == [id; 20].into()).copied();
+    world.counted(|stats| {
+        of(stats, 2).is_some_and(|i| (i.connected, i.failed) == (1, 0))
+            && [4, 5].iter().all(|id| of(stats, *id).is_some_and(|i| (i.connected, i.failed) == (0, 1)))
+    });
 }
 
 #[test]
