@@ -35,7 +35,7 @@ build: ## compile every daemon and command line (release)
 prefix ?= /usr
 BIN ?= $(CARGO_TARGET_DIR)/release
 LIBEXEC = dstack-teepod dstack-vm dstack-vm-net dstack-prepare dstack-app dstack-network dstack-status dstack-tappd \
-	dstack-quote-sim dstack-kms dstack-kms-seal dstack-tproxy dstack-tproxy-flow
+	dstack-quote-sim dstack-kms dstack-kms-seal dstack-tproxy dstack-tproxy-flow dstack-ct-monitor
 PUT = install -m 644 -D -t $(DESTDIR)
 UNITS = $(foreach t,service socket slice target timer mount,$(wildcard units/host/*.$(t) units/guest/*.$(t)))
 
@@ -45,7 +45,8 @@ install: ## copy programs, units, policies, man pages into DESTDIR
 		daemons/vm/dstack-vm-register debian/image/dstack-image-import
 	install -m 755 -D -t $(DESTDIR)$(prefix)/bin $(BIN)/dstackctl $(BIN)/tdxctl $(BIN)/dstack-certbot
 	install -m 755 -D -t $(DESTDIR)$(prefix)/share/dstack daemons/kms/kms-allow-upgrade.sh
-	$(PUT)$(prefix)/lib/dstack units/host/teepod.toml units/host/kms.toml units/host/tproxy.toml units/host/certbot.toml
+	$(PUT)$(prefix)/lib/dstack units/host/teepod.toml units/host/kms.toml units/host/tproxy.toml units/host/certbot.toml \
+		units/host/ct-monitor.toml
 	$(PUT)$(prefix)/lib/systemd/system $(UNITS)
 	for d in $(wildcard units/*/*.d); do $(PUT)$(prefix)/lib/systemd/system/$${d##*/} $$d/*.conf || exit; done
 	$(PUT)$(prefix)/lib/systemd/system-preset $(wildcard units/host/*.preset)

@@ -47,7 +47,12 @@ check "before its configuration certbot says what to do" matches '/etc/dstack/ce
 check "and its timers ask for nothing" equals "active inactive" in_host_sh \
     'systemctl start dstack-certbot-renew.service; echo $(systemctl is-active dstack-certbot.timer dstack-certbot-renew.service)'
 
-for page in dstackctl.1 dstack-teepod.8 dstack-kms.8 dstack-tproxy.8 dstack-certbot.8 org.dstack.teepod1.5 org.dstack.kms1.5 org.dstack.certbot1.5; do
+check "before its configuration the certificate monitor says what to do" matches 'ct-monitor.toml' in_host_sh \
+    'systemctl start dstack-ct-monitor.service; systemctl show -P StatusText dstack-ct-monitor.service'
+check "its timer runs, and its check does nothing then" equals success in_host_sh \
+    'systemctl is-active -q dstack-ct-monitor.timer && systemctl start dstack-ct-monitor-check.service && systemctl show -P Result dstack-ct-monitor-check.service'
+
+for page in dstackctl.1 dstack-teepod.8 dstack-kms.8 dstack-tproxy.8 dstack-certbot.8 dstack-ct-monitor.8 org.dstack.teepod1.5 org.dstack.kms1.5 org.dstack.certbot1.5 org.dstack.ctmonitor1.5; do
     check "man page $page" in_host_sh 'ls /usr/share/man/man*/"$1"*' "$page"
 done
 check "shell completion" in_host test -e /usr/share/bash-completion/completions/dstackctl

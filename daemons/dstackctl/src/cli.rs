@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The command line. Man pages and shell completions are generated from these types.
 
+use crate::cli_ct::CtCommand;
 use crate::cli_deploy::{Deploy, Upgrade};
 use crate::cli_init::Init;
 use crate::cli_kms::{AppCommand, KmsCommand};
@@ -85,6 +86,9 @@ pub enum Command {
     /// Manage the ingress of a host: who is registered, and where connections go
     #[command(subcommand)]
     Proxy(ProxyCommand),
+    /// Watch certificate transparency: alerts over certificates of unknown keys
+    #[command(subcommand)]
+    Ct(CtCommand),
     /// Keys and statements of an app's owner
     #[command(subcommand)]
     App(AppCommand),

@@ -5,7 +5,7 @@ use crate::agent::Agent;
 use crate::cli::Global;
 use crate::errors::Failure;
 use dstack_service::api::teepod1::{Error, ManagerProxy, VmProxy};
-use dstack_service::api::{kms1, tproxy1};
+use dstack_service::api::{ctmonitor1, kms1, tproxy1};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::cell::OnceCell;
 use std::os::unix::net::UnixStream;
@@ -107,6 +107,27 @@ impl Client {
     /// When the bus failed.
     pub async fn proxy(&self) -> Result<tproxy1::ManagerProxy<'static>, Failure> {
         let builder = tproxy1::ManagerProxy::builder(&self.connection);
+        Ok(builder.cache_properties(zbus::proxy::CacheProperties::No).build().await?)
+    }
+
+    /// The same with the certificate monitor of the host.
+    ///
+    /// # Errors
+    /// The daemon's error.
+    pub async fn change_ct<B, R>(&self, method: &'static str, body: &B) -> Result<R, Failure>
+    where
+        B: serde::Serialize + zbus::DynamicType,
+        R: for<'d> zbus::wire::DynamicDeserialize<'d>,
+    {
+        self.call::<_, _, ctmonitor1::Error>(self.ct().await?.inner(), method, body).await
+    }
+
+    /// The certificate monitor of the host; it is started by its first call.
+    ///
+    /// # Errors
+    /// When the bus failed.
+    pub async fn ct(&self) -> Result<ctmonitor1::ManagerProxy<'static>, Failure> {
+        let builder = ctmonitor1::ManagerProxy::builder(&self.connection);
         Ok(builder.cache_properties(zbus::proxy::CacheProperties::No).build().await?)
     }
 

@@ -2,6 +2,7 @@
 //! `doctor`: checks that this host can run VMs, each with what to do about it.
 
 pub mod bus;
+pub mod certificates;
 pub mod host;
 pub mod images;
 pub mod ingress;
@@ -136,6 +137,7 @@ pub async fn gather(global: &Global) -> (Vec<Check>, Option<Platform>) {
         checks.extend(bus::capacity(client, &config).await);
         checks.extend(keys::check(client, found).await);
         checks.extend(ingress::check(client).await);
+        checks.extend(certificates::check(client).await);
     }
     (checks, found)
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What can go wrong, as an exit code, a sentence, and a hint.
 
-use dstack_service::api::{kms1, teepod1, tproxy1};
+use dstack_service::api::{ctmonitor1, kms1, teepod1, tproxy1};
 use std::fmt;
 use zbus::DBusError;
 
@@ -128,6 +128,21 @@ impl From<tproxy1::Error> for Failure {
     }
 }
 
+impl From<ctmonitor1::Error> for Failure {
+    fn from(error: ctmonitor1::Error) -> Self {
+        match error {
+            ctmonitor1::Error::Bus(zbus::Error::InputOutput(io))
+                if io.kind() == std::io::ErrorKind::TimedOut =>
+            {
+                Self::with(Exit::Timeout, "dstack-ct-monitor does not answer")
+                    .hint(Daemon::CtMonitor.journal())
+            }
+            ctmonitor1::Error::Bus(error) => error.into(),
+            error => Self::of_name(error.name().as_str(), &error.to_string()),
+        }
+    }
+}
+
 impl From<teepod1::Error> for Failure {
     fn from(error: teepod1::Error) -> Self {
         match error {
@@ -140,7 +155,9 @@ impl From<teepod1::Error> for Failure {
 fn exit_of(name: &str) -> Exit {
     let last = name.rsplit('.').next().unwrap_or_default();
     match last {
-        "NoSuchVm" | "NoSuchImage" | "NoSuchUpgrade" | "NoSuchInstance" | "UnknownObject" => Exit::NotFound,
+        "NoSuchVm" | "NoSuchImage" | "NoSuchUpgrade" | "NoSuchInstance" | "NoSuchAlert" | "UnknownObject" => {
+            Exit::NotFound
+        }
         "AccessDenied" | "InteractiveAuthorizationRequired" | "AuthFailed" => Exit::Denied,
         "Timeout" | "TimedOut" | "NoReply" => Exit::Timeout,
         _ => Exit::Failed,
@@ -153,6 +170,7 @@ enum Daemon {
     Teepod,
     Kms,
     Tproxy,
+    CtMonitor,
 }
 
 impl Daemon {
@@ -162,6 +180,7 @@ impl Daemon {
         match () {
             () if is_of(kms1::NAME) => Self::Kms,
             () if is_of(tproxy1::NAME) => Self::Tproxy,
+            () if is_of(ctmonitor1::NAME) => Self::CtMonitor,
             () => Self::Teepod,
         }
     }
@@ -180,6 +199,10 @@ impl Daemon {
                 "this host has no ingress running: systemctl start dstack-tproxy \
                  (if there is no such unit: apt install dstack-tproxy)"
             }
+            Self::CtMonitor => {
+                "this host has no certificate monitor running: systemctl start dstack-ct-monitor \
+                 (if there is no such unit: apt install dstack-ct-monitor)"
+            }
         }
     }
 
@@ -188,6 +211,9 @@ impl Daemon {
             Self::Teepod => "see why: journalctl -u dstack-teepod -n 50",
             Self::Kms => "see why: systemctl status dstack-kms; journalctl -u dstack-kms -n 50",
             Self::Tproxy => "see why: systemctl status dstack-tproxy; journalctl -u dstack-tproxy -n 50",
+            Self::CtMonitor => {
+                "see why: systemctl status dstack-ct-monitor; journalctl -u dstack-ct-monitor -n 50"
+            }
         }
     }
 }

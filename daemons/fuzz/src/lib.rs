@@ -6,6 +6,7 @@
 //! (`libfuzzer/README.md`).
 
 pub mod bodies;
+pub mod ct;
 pub mod evidence;
 pub mod measure;
 pub mod wireguard;
@@ -68,6 +69,16 @@ pub const TARGETS: &[Target] = &[
         run: wireguard::wireguard_uapi,
         samples: wireguard::wireguard_uapi_samples,
     },
+    Target { name: "ct_search", run: ct::ct_search, samples: ct::ct_search_samples },
+    Target { name: "ct_certificate", run: ct::ct_certificate, samples: ct::ct_certificate_samples },
+    Target { name: "ct_head", run: ct::ct_head, samples: ct::ct_head_samples },
+    Target { name: "ct_proof", run: ct::ct_proof, samples: ct::ct_proof_samples },
+    Target { name: "ct_entries", run: ct::ct_entries, samples: ct::ct_entries_samples },
+    Target { name: "ct_leaf", run: ct::ct_leaf, samples: ct::ct_leaf_samples },
+    Target { name: "ct_checkpoint", run: ct::ct_checkpoint, samples: ct::ct_checkpoint_samples },
+    Target { name: "ct_tile", run: ct::ct_tile, samples: ct::ct_tile_samples },
+    Target { name: "ct_domain", run: ct::ct_domain, samples: ct::ct_domain_samples },
+    Target { name: "ct_state", run: ct::ct_state, samples: ct::ct_state_samples },
 ];
 
 /// Whatever parses as a config disk is exactly what the writer makes of it.

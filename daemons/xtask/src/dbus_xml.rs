@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The daemons that are on a bus.
-const DAEMONS: [&str; 5] = ["dstack-certbot", "dstack-kms", "dstack-tappd", "dstack-teepod", "dstack-tproxy"];
+const DAEMONS: [&str; 6] =
+    ["dstack-certbot", "dstack-ct-monitor", "dstack-kms", "dstack-tappd", "dstack-teepod", "dstack-tproxy"];
 
 /// Fails when a file of `root/dbus/interfaces` is not what the daemons in `bin` print.
 pub fn compare(root: &Path, bin: &Path) -> Result<()> {

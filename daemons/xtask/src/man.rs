@@ -8,8 +8,9 @@ use dstackctl::cli::Cli;
 use std::path::Path;
 
 /// Bus names with a page, which is `man/<name>.5.in`, and the interfaces it describes.
-const BUSES: [(&str, &[&str]); 5] = [
+const BUSES: [(&str, &[&str]); 6] = [
     ("org.dstack.certbot1", &["Manager", "Job"]),
+    ("org.dstack.ctmonitor1", &["Manager", "Job"]),
     ("org.dstack.kms1", &["Manager"]),
     ("org.dstack.tappd1", &["Manager"]),
     ("org.dstack.teepod1", &["Manager", "Vm", "Job"]),
@@ -83,6 +84,7 @@ mod tests {
         let names = [
             "man1/dstackctl.1",
             "man1/dstackctl-vm-resize.1",
+            "man5/org.dstack.ctmonitor1.5",
             "man5/org.dstack.kms1.5",
             "man5/org.dstack.teepod1.5",
             "man5/org.dstack.tappd1.5",

@@ -62,6 +62,14 @@ pub mod message_id {
     pub const REHEARSAL_FAILED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5ea2";
     /// A unit of the certificates has failed.
     pub const CERTIFICATE_UNIT_FAILED: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5ea3";
+    /// A certificate was issued for a key that nobody of ours has.
+    pub const CT_UNKNOWN_KEY: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e60";
+    /// A certificate that may be for our names cannot be read.
+    pub const CT_UNREADABLE: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e61";
+    /// A log of certificates breaks its promise.
+    pub const CT_LOG_LIES: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e62";
+    /// Certificates could not be looked at for too long.
+    pub const CT_BLIND: &str = "8f2d6c1e3b0a4d5f9c7e1a2b3c4d5e63";
 }
 
 /// The level in force; `LogControl1` changes it while the daemon runs.

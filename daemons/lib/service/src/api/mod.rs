@@ -2,6 +2,7 @@
 //! D-Bus interfaces as clients see them.
 
 pub mod certbot1;
+pub mod ctmonitor1;
 pub mod kms1;
 pub mod systemd1;
 pub mod tappd1;

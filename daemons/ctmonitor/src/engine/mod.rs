@@ -1,0 +1,396 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A check: whose keys are ours, what is new in each source, and who must hear of it.
+
+mod desk;
+
+use crate::alert::{Alert, Book, BookError, Kind};
+use crate::certificate::KeyId;
+use crate::domain::Domain;
+use crate::keys::Keys;
+use crate::source::{Source, SourceError, pause};
+use crate::store::{Check, Position, Store, Told as ToldKeys};
+use desk::Desk;
+use dstack_service::jobs::Context;
+use dstack_service::logging::message_id;
+use dstack_service::state::StateError;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::mpsc;
+
+/// Why there is no check, or no alert.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The state cannot be read or written.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// There is no such alert, or there are too many.
+    #[error(transparent)]
+    Book(#[from] BookError),
+    /// Nobody has told a key of ours yet, so every certificate would seem wrong.
+    #[error("no certificate can be judged: {0}")]
+    NoKeys(String),
+}
+
+/// Tells the time, Unix seconds.
+pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// What an engine works with.
+#[derive(Debug)]
+pub struct Parts {
+    /// What is watched.
+    pub domains: Vec<Domain>,
+    /// Whether expired certificates are skipped.
+    pub skip_expired: bool,
+    /// After how many seconds without success an alert says so.
+    pub blind_after: u64,
+    /// Who knows our keys.
+    pub keys: Vec<Box<dyn Keys>>,
+    /// Where certificates are heard of.
+    pub sources: Vec<Box<dyn Source>>,
+    /// What outlives a restart.
+    pub store: Store,
+}
+
+/// How a check came out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Alerts that this check told.
+    pub new_alerts: Vec<Alert>,
+    /// Certificates that were looked at.
+    pub looked_at: u64,
+    /// What went wrong, empty when nothing did.
+    pub troubles: Vec<String>,
+}
+
+/// What can be seen without asking the disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct View {
+    /// The last check.
+    pub check: Check,
+    /// Alerts that somebody should look at.
+    pub open: usize,
+    /// Keys of ours.
+    pub known: usize,
+}
+
+/// The engine; clones share it.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Engine({} sources)", self.inner.parts.sources.len())
+    }
+}
+
+struct Inner {
+    parts: Parts,
+    book: Mutex<Book>,
+    view: Mutex<View>,
+    told: mpsc::UnboundedSender<Alert>,
+    turn: tokio::sync::Mutex<()>,
+    clock: Clock,
+}
+
+impl Engine {
+    /// Opens the state. What is told goes to the receiver, too.
+    ///
+    /// # Errors
+    /// [`StateError`] for what is there and cannot be read.
+    pub fn open(parts: Parts, clock: Clock) -> Result<(Self, mpsc::UnboundedReceiver<Alert>), StateError> {
+        let (told, receiver) = mpsc::unbounded_channel();
+        let book = parts.store.book()?;
+        let known: BTreeSet<KeyId> = keys_of(&parts.store.known()?);
+        let view = View { check: parts.store.check()?, open: book.open(), known: known.len() };
+        let inner = Inner {
+            parts,
+            book: Mutex::new(book),
+            view: Mutex::new(view),
+            told,
+            turn: tokio::sync::Mutex::new(()),
+            clock,
+        };
+        Ok((Self { inner: Arc::new(inner) }, receiver))
+    }
+
+    /// What can be seen.
+    #[must_use]
+    pub fn view(&self) -> View {
+        self.inner.view.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What is watched.
+    #[must_use]
+    pub fn domains(&self) -> &[Domain] {
+        &self.inner.parts.domains
+    }
+
+    /// All alerts, the newest first.
+    #[must_use]
+    pub fn alerts(&self) -> Vec<Alert> {
+        self.inner.book.lock().unwrap_or_else(PoisonError::into_inner).list()
+    }
+
+    /// The place in each source.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn positions(&self) -> Result<Vec<Position>, StateError> {
+        let sources = self.inner.parts.sources.iter();
+        sources.map(|source| self.inner.parts.store.position(source.name())).collect()
+    }
+
+    /// Remembers that somebody has looked at an alert.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn acknowledge(&self, id: &str) -> Result<(), Refusal> {
+        let now = (self.inner.clock)();
+        self.inner.with_book(|book| book.acknowledge(id, now).map_err(Refusal::Book))
+    }
+
+    /// Checks all sources once. A second call waits for the first.
+    ///
+    /// # Errors
+    /// [`Refusal`]. Trouble of a source is no error: the others go on, and the summary says it.
+    pub async fn check(&self, context: &Context) -> Result<Summary, Refusal> {
+        let _turn = self.inner.turn.lock().await;
+        let inner = &self.inner;
+        // What a killed run noted and could not tell any more.
+        let mut summary = Summary { new_alerts: inner.tell()?, ..Summary::default() };
+        let result = inner.check(context, &mut summary).await;
+        let now = (inner.clock)();
+        let error = match &result {
+            Ok(()) => summary.troubles.join("; "),
+            Err(refusal) => refusal.to_string(),
+        };
+        let good_at = if error.is_empty() { now } else { inner.parts.store.check()?.good_at };
+        let check = Check { at: now, good_at, error };
+        inner.parts.store.put_check(&check)?;
+        inner.see(|view| view.check = check);
+        result.map(|()| summary)
+    }
+}
+
+fn keys_of(told: &BTreeMap<String, ToldKeys>) -> BTreeSet<KeyId> {
+    told.values().flat_map(|t| &t.keys).filter_map(|hex| KeyId::from_hex(hex)).collect()
+}
+
+impl Inner {
+    fn see(&self, change: impl FnOnce(&mut View)) {
+        change(&mut self.view.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Changes the alerts; on the disk before anybody sees it.
+    fn with_book<T>(&self, change: impl FnOnce(&mut Book) -> Result<T, Refusal>) -> Result<T, Refusal> {
+        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = book.clone();
+        let result = change(&mut next)?;
+        if next != *book {
+            self.parts.store.put_book(&next)?;
+            self.see(|view| view.open = next.open());
+            *book = next;
+        }
+        Ok(result)
+    }
+
+    /// Tells journal and bus what they have not been told.
+    fn tell(&self) -> Result<Vec<Alert>, Refusal> {
+        let alerts = self.book.lock().unwrap_or_else(PoisonError::into_inner).untold();
+        for alert in &alerts {
+            log(alert);
+            // Nobody listens in tests and on the command line.
+            drop(self.told.send(alert.clone()));
+        }
+        self.with_book(|book| {
+            book.told(&alerts);
+            Ok(())
+        })?;
+        Ok(alerts)
+    }
+
+    async fn check(&self, context: &Context, summary: &mut Summary) -> Result<(), Refusal> {
+        context.stage("Asking for the keys that are ours", -1.0);
+        let known = match self.known(summary).await {
+            Err(refusal @ Refusal::NoKeys(_)) => return self.idle(&refusal, summary).and(Err(refusal)),
+            other => other?,
+        };
+        let now = (self.clock)();
+        let settled = self.with_book(|book| Ok(book.settle_keys(&known, now)))?;
+        for alert in settled {
+            tracing::info!("the key {} is known now: its alert is settled", alert.id);
+        }
+        self.see(|view| view.known = known.len());
+        let mut busy: BTreeMap<String, u64> = BTreeMap::new();
+        for source in &self.parts.sources {
+            if context.is_canceled() {
+                break;
+            }
+            self.ask(source.as_ref(), &known, &mut busy, context, summary).await?;
+        }
+        Ok(())
+    }
+
+    /// A check that cannot look at anything counts as time without a look.
+    fn idle(&self, why: &Refusal, summary: &mut Summary) -> Result<(), Refusal> {
+        let now = (self.clock)();
+        for source in &self.parts.sources {
+            let position = self.begun(source.as_ref(), now)?;
+            self.blind(&Position { error: why.to_string(), ..position }, now, summary)?;
+        }
+        Ok(())
+    }
+
+    /// The place in a source, which says since when it is asked.
+    fn begun(&self, source: &dyn Source, now: u64) -> Result<Position, Refusal> {
+        let mut position = self.parts.store.position(source.name())?;
+        if position.since == 0 || position.since > now {
+            position.since = now;
+            self.parts.store.put_position(&position)?;
+        }
+        Ok(position)
+    }
+
+    /// Keys of ours: fresh where somebody answers, else those of before. Without any, nothing can be judged.
+    async fn known(&self, summary: &mut Summary) -> Result<BTreeSet<KeyId>, Refusal> {
+        let before = self.parts.store.known()?;
+        let (mut told, now) = (BTreeMap::new(), (self.clock)());
+        for keys in &self.parts.keys {
+            let name = keys.name().to_owned();
+            let entry = match keys.fetch().await {
+                Ok(found) => ToldKeys { keys: found.iter().map(KeyId::to_string).collect(), at: now },
+                Err(error) => match before.get(&name) {
+                    Some(old) => {
+                        summary.troubles.push(format!("keys of before are used: {error}"));
+                        old.clone()
+                    }
+                    None => return Err(Refusal::NoKeys(error)),
+                },
+            };
+            told.insert(name, entry);
+        }
+        if told != before {
+            self.parts.store.put_known(&told)?;
+        }
+        Ok(keys_of(&told))
+    }
+
+    async fn ask(
+        &self,
+        source: &dyn Source,
+        known: &BTreeSet<KeyId>,
+        busy: &mut BTreeMap<String, u64>,
+        context: &Context,
+        summary: &mut Summary,
+    ) -> Result<(), Refusal> {
+        let now = (self.clock)();
+        let position = self.begun(source, now)?;
+        let until = position.retry_at.max(busy.get(source.server()).copied().unwrap_or(0));
+        // A clock that was set back must not silence a source for longer than any pause is.
+        if now < until && until - now <= crate::limits::PAUSE_ASKED_MAX {
+            let why =
+                if position.error.is_empty() { "the server asked for a pause" } else { &position.error };
+            summary.troubles.push(format!("{}: left alone for {} s more: {why}", source.name(), until - now));
+            return self.blind(&position, now, summary);
+        }
+        let desk = Desk::new(self, position, known, now, context);
+        let cursor = desk.cursor();
+        let result = tokio::select! {
+            result = source.look(cursor, &desk, now) => Some(result),
+            () = context.canceled() => None,
+        };
+        let (mut position, found) = desk.finish();
+        summary.looked_at += found.looked_at;
+        summary.new_alerts.extend(found.new_alerts);
+        if let Some(result) = result {
+            self.note(source, &mut position, result, &found.troubles, busy, summary)?;
+        }
+        self.parts.store.put_position(&position)?;
+        self.blind(&position, now, summary)
+    }
+
+    /// Notes in a source's place how its look ended.
+    fn note(
+        &self,
+        source: &dyn Source,
+        position: &mut Position,
+        result: Result<(), SourceError>,
+        troubles: &[String],
+        busy: &mut BTreeMap<String, u64>,
+        summary: &mut Summary,
+    ) -> Result<(), Refusal> {
+        let now = (self.clock)();
+        let mut words = troubles.to_vec();
+        match result {
+            Ok(()) => (position.failures, position.retry_at, position.last_success) = (0, 0, now),
+            Err(error) => {
+                words.insert(0, error.to_string());
+                position.failures = position.failures.saturating_add(1);
+                match error {
+                    SourceError::Failed { retry_after, .. } => {
+                        position.retry_at = now + pause(position.failures, retry_after);
+                        if retry_after.is_some() {
+                            busy.insert(source.server().to_owned(), position.retry_at);
+                        }
+                    }
+                    SourceError::Lie { lie, evidence } => {
+                        let alert = Alert::log_lies(&source.log_id(), source.name(), &lie, &evidence, now);
+                        summary.new_alerts.extend(self.alert(vec![alert])?);
+                    }
+                    SourceError::Sink(_) => {}
+                }
+            }
+        }
+        position.error = words.join("; ");
+        if !words.is_empty() {
+            tracing::warn!("{}: {}", source.name(), position.error);
+            summary.troubles.push(format!("{}: {}", source.name(), position.error));
+        }
+        Ok(())
+    }
+
+    /// Notes alerts, then tells them; gives those that are new.
+    fn alert(&self, alerts: Vec<Alert>) -> Result<Vec<Alert>, Refusal> {
+        if alerts.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.with_book(|book| alerts.into_iter().try_for_each(|alert| Ok(book.note(alert).map(drop)?)))?;
+        self.tell()
+    }
+
+    /// An alert when a source has given nothing for too long, and its end.
+    fn blind(&self, position: &Position, now: u64, summary: &mut Summary) -> Result<(), Refusal> {
+        let since = position.last_success.max(position.since);
+        if now.saturating_sub(since) < self.parts.blind_after {
+            let settled = self.with_book(|book| Ok(book.settle_blind(&position.name, now)))?;
+            settled.iter().for_each(|alert| tracing::info!("{} can be checked again", alert.place));
+            return Ok(());
+        }
+        let alert = Alert::blind(&position.name, since, &position.error, now);
+        summary.new_alerts.extend(self.alert(vec![alert])?);
+        Ok(())
+    }
+}
+
+fn log(alert: &Alert) {
+    let id = match alert.kind {
+        Kind::UnknownKey => message_id::CT_UNKNOWN_KEY,
+        Kind::Unreadable => message_id::CT_UNREADABLE,
+        Kind::LogLies => message_id::CT_LOG_LIES,
+        Kind::Blind => message_id::CT_BLIND,
+    };
+    tracing::error!(
+        MESSAGE_ID = id,
+        DSTACK_ALERT = alert.id,
+        DSTACK_NAMES = alert.names.join(" "),
+        DSTACK_ISSUER = alert.issuer,
+        DSTACK_SERIAL = alert.serial,
+        DSTACK_PLACE = alert.place,
+        DSTACK_PUBLIC_KEY = alert.public_key,
+        "{} (see {})",
+        alert.text,
+        alert.place
+    );
+}
