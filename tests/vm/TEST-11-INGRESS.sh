@@ -18,7 +18,7 @@ needs_kms
 needs_ingress
 check "doctor finds the ingress" matches 'ok +ingress +Serving apps.test' in_host_sh 'dstackctl doctor || :'
 check "the socket of the tunnel was all that it took" matches 'dstack-wg0' in_host ip -br address show dstack-wg0
-check "t20 nothing that comes out of the tunnel is forwarded" matches 'iif dstack-wg0 prohibit' in_host ip rule
+check "t19 nothing that comes out of the tunnel is forwarded" matches 'iif dstack-wg0 prohibit' in_host ip rule
 
 # --- two instances of an app, one of another ------------------------------------------------------
 must "deploy an app" start "$APP_FILE" --name one
@@ -30,7 +30,7 @@ must "and another app" start "$APP_FILE" --name other
 TAIL=40 must "the second instance is up" wait_ready two
 APP=$(vm_field one app_id) ONE=$(vm_field one instance_id) TWO=$(vm_field two instance_id) OTHER=$(vm_field other app_id)
 check "all three are registered and online" eventually 60 equals 3 online
-check "t17 each has an address of its own" equals 3 in_host_sh 'dstackctl --json proxy list | jq "[.[].address] | unique | length"'
+check "p28 each has an address of its own" equals 3 in_host_sh 'dstackctl --json proxy list | jq "[.[].address] | unique | length"'
 
 # --- every form of a name --------------------------------------------------------------------------
 HOST_ONE=$(fetch "https://$ONE-80.apps.test:9443/who") HOST_TWO=$(fetch "https://$TWO-80.apps.test:9443/who")
@@ -49,9 +49,9 @@ refused "a port that nobody has" 502 fetch "https://$APP-81.apps.test:9443/"
 check "a custom domain, by its TXT record" in_host_sh 'printf "server 192.0.2.3\nzone custom.test\nadd _dstack-app-address.www.custom.test 5 TXT \"$1:8443\"\nsend\n" |
     knsupdate -y hmac-sha256:bench:YmVuY2gtYmVuY2gtYmVuY2gtYmVuY2gtYmVuY2gtMDE=; kdig +short @192.0.2.3 TXT _dstack-app-address.www.custom.test' "$ONE"
 check "leads to the app's own TLS" matches "CN ?= ?app-$HOST_ONE" eventually 15 certificate www.custom.test 9443
-check "p28 a TXT record with an address leads nowhere" in_host_sh 'printf "server 192.0.2.3\nzone custom.test\nadd _dstack-app-address.evil.custom.test 5 TXT \"192.0.2.1:22\"\nsend\n" |
+check "p29 a TXT record with an address leads nowhere" in_host_sh 'printf "server 192.0.2.3\nzone custom.test\nadd _dstack-app-address.evil.custom.test 5 TXT \"192.0.2.1:22\"\nsend\n" |
     knsupdate -y hmac-sha256:bench:YmVuY2gtYmVuY2gtYmVuY2gtYmVuY2gtYmVuY2gtMDE='
-refused "p28 nor does its name" 'alert|unrecognized' fetch -k --resolve evil.custom.test:9443:192.0.2.1 "https://evil.custom.test:9443/"
+refused "p29 nor does its name" 'alert|unrecognized' fetch -k --resolve evil.custom.test:9443:192.0.2.1 "https://evil.custom.test:9443/"
 check "the plain HTTP port" in_host_sh 'mkdir -p /etc/systemd/system/dstack-tproxy-flow@.service.d
     printf "[Service]\nSockets=dstack-tproxy-http.socket\n" >/etc/systemd/system/dstack-tproxy-flow@.service.d/http.conf
     systemctl daemon-reload; systemctl stop dstack-tproxy; systemctl start dstack-tproxy-http.socket
@@ -98,7 +98,7 @@ check "live connections were lost, and no more" lost_at_most 8
 SOCKETS=(dstack-tproxy.socket dstack-tproxy-passthrough.socket dstack-tproxy-http.socket dstack-tproxy-rpc.socket dstack-tproxy-control.socket)
 check "tproxy goes away, and its key with it" in_host_sh 'systemctl stop "$@" dstack-tproxy.service "dstack-tproxy-flow@*.service" "dstack-wireguard@*"
     rm /var/lib/dstack/tproxy/wireguard.key' "${SOCKETS[@]}"
-refused "t19 nobody answers" 'refused|connect' fetch "$URL"
+refused "nobody answers" 'refused|connect' fetch "$URL"
 sleep "${AWAY:-200}" # longer than a handshake is good for
 check "it comes back with another key" in_host systemctl start "${SOCKETS[@]}" dstack-tproxy.service
 check "the guests find it by themselves" eventually 150 equals 2 online

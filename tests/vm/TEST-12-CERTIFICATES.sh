@@ -47,7 +47,7 @@ check "CAA lets this account alone issue" matches "issuewild \"[^;]+; ?validatio
 check "no guard is left" no_guards
 check "nor a challenge" is_clean
 check "dstackctl cert list" matches 'apps.test' in_host dstackctl cert list
-refused "p14 nobody reads its key" 'denied|not allowed|only' in_host_as alice busctl call "${CERTBOT[@]}" GetCertificate s apps.test
+refused "p32 nobody reads its key" 'denied|not allowed|only' in_host_as alice busctl call "${CERTBOT[@]}" GetCertificate s apps.test
 check "tproxy tells the account and the keys to whoever asks" matches "$ACCOUNT" in_host_sh 'curl -sk https://127.0.0.1:9070/prpc/Tproxy.AcmeInfo?json'
 check "doctor is content" matches 'ok +ingress' in_host_sh 'dstackctl doctor || :'
 
