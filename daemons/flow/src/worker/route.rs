@@ -37,11 +37,12 @@ impl Worker {
                     conn.opening.extend_from_slice(room.get(..count).unwrap_or_default());
                 }
                 Io::Blocked => conn.client_ready.readable = false,
+                // It has asked, and says no more.
+                Io::End if !conn.opening.is_empty() && self.look(conn).is_whole() => {
+                    conn.up.ended = true;
+                    conn.client_ready.readable = false;
+                }
                 Io::End | Io::Failed => {
-                    if conn.front == Front::Http && self.look(conn).is_whole() {
-                        conn.up.ended = true; // it has asked, and says no more
-                        break;
-                    }
                     self.counters.early_close += 1;
                     return Next::Close;
                 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How connections end, and clients that ask for more than a handshake.
 
-use crate::client::{client, open};
+use crate::client::{client, hello, open};
 use crate::hostile::{script, works};
-use crate::world::{BASE, World, echo, id, serve_port};
+use crate::world::{BASE, World, connect, echo, id, serve_port};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::process::{Command, Stdio};
@@ -58,6 +58,39 @@ fn p31_with_tls_the_app_may_be_the_first_to_say_all() {
         assert!(all == pattern(LARGE), "{} bytes, TLS 1.2 {tls12}", all.len());
     }
     drop(world);
+}
+
+#[test]
+fn p31_a_client_may_say_all_before_it_is_looked_at() {
+    let port = echo("127.8.5.1");
+    let world = World::new(script("127.8.5.1", 20_000));
+    let name = format!("{}-{port}s.{BASE}", id(9));
+    let http = format!("GET / HTTP/1.1\r\nHost: {}-{port}.{BASE}\r\n\r\n", id(9)).into_bytes();
+    for (number, door, said) in [
+        (1, world.ingress, hello(&name, None, 0)),
+        (2, world.passthrough, hello(&name, None, 0)),
+        (3, world.http, http),
+    ] {
+        let mut stream = connect(door);
+        world.counted(|s| s.counters.accepted == number && s.counters.half_open == 1);
+        let said = [said, b"and a question".to_vec()].concat();
+        world.frozen(|| {
+            stream.write_all(&said).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+        });
+        let mut back = Vec::new();
+        stream.read_to_end(&mut back).unwrap();
+        assert!(back == said, "{number}: {} bytes of {}", back.len(), said.len());
+    }
+    // TLS that ends here needs more from such a client than a hello.
+    let mut stream = connect(world.ingress);
+    world.counted(|s| s.counters.accepted == 4 && s.counters.half_open == 1);
+    world.frozen(|| {
+        stream.write_all(&hello(&format!("{}-{port}.{BASE}", id(9)), None, 0)).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+    });
+    stream.read_to_end(&mut Vec::new()).unwrap();
+    world.counted(|s| (s.counters.early_close, s.counters.open, s.counters.reset) == (1, 0, 0));
 }
 
 /// `openssl s_client` asks for another handshake when it reads a line `R`.

@@ -4,6 +4,7 @@
 use dstack_core::flow::{
     self, Certificate, Config, Decoder, FromFlow, Instance, Parsed, Secret, Stats, Target, ToFlow,
 };
+use rustix::process::{Pid, Signal, kill_process};
 use std::collections::{BTreeSet, HashMap};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -185,8 +186,19 @@ impl World {
     }
 
     pub fn terminate(&self) {
-        let pid = rustix::process::Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.signal(Signal::TERM);
+    }
+
+    /// The process sees at once whatever has happened meanwhile.
+    pub fn frozen(&self, meanwhile: impl FnOnce()) {
+        self.signal(Signal::STOP);
+        meanwhile();
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
     }
 }
 
