@@ -72,7 +72,8 @@ tree_acme() {
     chroot "$1" sh -euc 'cd /etc/pebble
         make() { openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 "$@" 2>/dev/null; }
         make -subj /CN=bench-acme-door -keyout ca.key -out ca.pem
-        make -subj /CN=acme.test -addext subjectAltName=DNS:acme.test -CA ca.pem -CAkey ca.key -keyout server.key -out server.pem
+        make -extensions usr_cert -subj /CN=acme.test -addext subjectAltName=DNS:acme.test -CA ca.pem -CAkey ca.key -keyout server.key -out server.pem
         rm ca.key
-        chmod 644 *'
+        chmod 644 *
+        chmod 600 /etc/knot/bench.secret'
 }
