@@ -100,6 +100,9 @@ pub struct Given {
     /// PEM file of who signs the authority's own TLS certificate
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     acme_root: Option<String>,
+    /// The authority's name in CAA records; by default what its directory says
+    #[arg(long, value_name = "NAME")]
+    acme_issuer: Option<String>,
     /// Id of an external account
     #[arg(long, value_name = "ID")]
     eab_key_id: Option<String>,
@@ -170,6 +173,7 @@ impl Given {
             key: given.cert_key,
             acme_url: given.acme_url,
             acme_root: given.acme_root,
+            acme_issuer: given.acme_issuer,
             eab: Eab { key_id: given.eab_key_id, key_file: given.eab_key_file },
             dns: Dns {
                 provider: given.dns,

@@ -105,6 +105,8 @@ pub struct Acme {
     pub url: String,
     /// Who signs the authority's own TLS certificate.
     pub root: Option<PathBuf>,
+    /// Its name in CAA records; by default what its directory says.
+    pub issuer: Option<String>,
     /// External account: its id and the file with its key.
     pub eab: Option<(String, Option<PathBuf>)>,
     /// Resolver that is asked for the servers of the zone.
@@ -228,6 +230,7 @@ impl Certificate {
             Self::Acme(acme) => draft::Certificate {
                 acme_url: Some(acme.url.clone()),
                 acme_root: acme.root.as_deref().map(text),
+                acme_issuer: acme.issuer.clone(),
                 eab: acme.eab.as_ref().map_or_else(draft::Eab::default, |(id, file)| draft::Eab {
                     key_id: Some(id.clone()),
                     key_file: file.as_deref().map(text),

@@ -81,6 +81,8 @@ pub struct Certificate {
     pub acme_url: Option<String>,
     /// Who signs the authority's own TLS certificate.
     pub acme_root: Option<String>,
+    /// The authority's name in CAA records.
+    pub acme_issuer: Option<String>,
     /// External account.
     pub eab: Eab,
     /// Who changes DNS.
@@ -238,6 +240,12 @@ const KEYS: &[Key] = &[
         "acme_root",
         "PEM file of who signs the authority's own TLS certificate; by default the system's.",
         "\"/etc/ssl/private-ca.pem\"",
+    ),
+    (
+        "certificate",
+        "acme_issuer",
+        "The authority's name in CAA records; by default what its directory says.",
+        "\"ca.example.com\"",
     ),
     ("certificate.eab", "key_id", "Id of an external account, for authorities that want one.", "\"kid-1\""),
     (

@@ -216,6 +216,7 @@ fn acme(given: &draft::Certificate) -> Result<Acme, AnswerError> {
     Ok(Acme {
         url: acme_url(given.acme_url.as_deref().unwrap_or("letsencrypt"))?,
         root: path("certificate.acme_root", given.acme_root.as_deref())?,
+        issuer: some(&given.acme_issuer).map(|name| domain("certificate.acme_issuer", &name)).transpose()?,
         eab,
         resolver: some(&given.dns.resolver)
             .map(|text| server("certificate.dns.resolver", &text).map(|a| a.to_string()))

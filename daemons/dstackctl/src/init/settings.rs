@@ -135,7 +135,8 @@ fn certbot(answers: &Answers, acme: &Acme) -> String {
     let mut lines = Lines::new()
         .key("domain", format!("*.{}", answers.base_domain))
         .key("acme_url", acme.url.as_str())
-        .some("acme_root", acme.root.as_deref().map(text));
+        .some("acme_root", acme.root.as_deref().map(text))
+        .some("issuer", acme.issuer.clone());
     if let Dns::Cloudflare { zone_id: Some(id), .. } = &acme.dns {
         lines = lines.key("cf_zone_id", id.as_str());
     }
