@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
 /// What an unconfigured daemon says.
-pub const UNCONFIGURED: &str = "Not configured: set domain and [dns] in /etc/dstack/certbot.toml, then run: \
-                                systemctl restart dstack-certbot";
+pub const UNCONFIGURED: &str = "Not configured: run `dstackctl init`; or set domain and [dns] in \
+                                /etc/dstack/certbot.toml, then run: systemctl restart dstack-certbot";
 
 #[derive(Debug)]
 struct Inner {

@@ -61,5 +61,8 @@ pub const PAUSE_MIN: u64 = 60;
 pub const PAUSE_MAX: u64 = 3600;
 /// Longest pause that a source may ask for.
 pub const PAUSE_ASKED_MAX: u64 = 86_400;
+/// By how much a tree head may be older than the newest one that was seen without a word, seconds: servers of one log are
+/// not always at the same point.
+pub const HEAD_BEHIND_MAX: u64 = 3600;
 /// Oldest tree head that is no trouble, seconds: logs promise one within 24 hours.
 pub const HEAD_AGE_MAX: u64 = 26 * 3600;

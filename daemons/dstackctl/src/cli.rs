@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The command line. Man pages and shell completions are generated from these types.
 
+use crate::cli_cert::CertCommand;
 use crate::cli_ct::CtCommand;
 use crate::cli_deploy::{Deploy, Upgrade};
 use crate::cli_init::Init;
@@ -89,6 +90,9 @@ pub enum Command {
     /// Watch certificate transparency: alerts over certificates of unknown keys
     #[command(subcommand)]
     Ct(CtCommand),
+    /// Manage the certificates of the ingress
+    #[command(subcommand)]
+    Cert(CertCommand),
     /// Keys and statements of an app's owner
     #[command(subcommand)]
     App(AppCommand),

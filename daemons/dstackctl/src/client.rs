@@ -5,7 +5,7 @@ use crate::agent::Agent;
 use crate::cli::Global;
 use crate::errors::Failure;
 use dstack_service::api::teepod1::{Error, ManagerProxy, VmProxy};
-use dstack_service::api::{ctmonitor1, kms1, tproxy1};
+use dstack_service::api::{certbot1, ctmonitor1, kms1, tproxy1};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::cell::OnceCell;
 use std::os::unix::net::UnixStream;
@@ -128,6 +128,27 @@ impl Client {
     /// When the bus failed.
     pub async fn ct(&self) -> Result<ctmonitor1::ManagerProxy<'static>, Failure> {
         let builder = ctmonitor1::ManagerProxy::builder(&self.connection);
+        Ok(builder.cache_properties(zbus::proxy::CacheProperties::No).build().await?)
+    }
+
+    /// The same with the certificates of the host.
+    ///
+    /// # Errors
+    /// The daemon's error.
+    pub async fn change_certbot<B, R>(&self, method: &'static str, body: &B) -> Result<R, Failure>
+    where
+        B: serde::Serialize + zbus::DynamicType,
+        R: for<'d> zbus::wire::DynamicDeserialize<'d>,
+    {
+        self.call::<_, _, certbot1::Error>(self.certbot().await?.inner(), method, body).await
+    }
+
+    /// The certificates of the host; their daemon is started by its first call.
+    ///
+    /// # Errors
+    /// When the bus failed.
+    pub async fn certbot(&self) -> Result<certbot1::ManagerProxy<'static>, Failure> {
+        let builder = certbot1::ManagerProxy::builder(&self.connection);
         Ok(builder.cache_properties(zbus::proxy::CacheProperties::No).build().await?)
     }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What can go wrong, as an exit code, a sentence, and a hint.
 
-use dstack_service::api::{ctmonitor1, kms1, teepod1, tproxy1};
+use dstack_service::api::{certbot1, ctmonitor1, kms1, teepod1, tproxy1};
 use std::fmt;
 use zbus::DBusError;
 
@@ -143,6 +143,20 @@ impl From<ctmonitor1::Error> for Failure {
     }
 }
 
+impl From<certbot1::Error> for Failure {
+    fn from(error: certbot1::Error) -> Self {
+        match error {
+            certbot1::Error::Bus(zbus::Error::InputOutput(io))
+                if io.kind() == std::io::ErrorKind::TimedOut =>
+            {
+                Self::with(Exit::Timeout, "dstack-certbot does not answer").hint(Daemon::Certbot.journal())
+            }
+            certbot1::Error::Bus(error) => error.into(),
+            error => Self::of_name(error.name().as_str(), &error.to_string()),
+        }
+    }
+}
+
 impl From<teepod1::Error> for Failure {
     fn from(error: teepod1::Error) -> Self {
         match error {
@@ -155,9 +169,8 @@ impl From<teepod1::Error> for Failure {
 fn exit_of(name: &str) -> Exit {
     let last = name.rsplit('.').next().unwrap_or_default();
     match last {
-        "NoSuchVm" | "NoSuchImage" | "NoSuchUpgrade" | "NoSuchInstance" | "NoSuchAlert" | "UnknownObject" => {
-            Exit::NotFound
-        }
+        "NoSuchVm" | "NoSuchImage" | "NoSuchUpgrade" | "NoSuchInstance" | "NoSuchAlert"
+        | "NoSuchCertificate" | "UnknownObject" => Exit::NotFound,
         "AccessDenied" | "InteractiveAuthorizationRequired" | "AuthFailed" => Exit::Denied,
         "Timeout" | "TimedOut" | "NoReply" => Exit::Timeout,
         _ => Exit::Failed,
@@ -171,6 +184,7 @@ enum Daemon {
     Kms,
     Tproxy,
     CtMonitor,
+    Certbot,
 }
 
 impl Daemon {
@@ -180,6 +194,7 @@ impl Daemon {
         match () {
             () if is_of(kms1::NAME) => Self::Kms,
             () if is_of(tproxy1::NAME) => Self::Tproxy,
+            () if is_of(certbot1::NAME) => Self::Certbot,
             () if is_of(ctmonitor1::NAME) => Self::CtMonitor,
             () => Self::Teepod,
         }
@@ -199,6 +214,10 @@ impl Daemon {
                 "this host has no ingress running: systemctl start dstack-tproxy \
                  (if there is no such unit: apt install dstack-tproxy)"
             }
+            Self::Certbot => {
+                "this host has no certbot running: systemctl start dstack-certbot \
+                 (if there is no such unit: apt install dstack-certbot)"
+            }
             Self::CtMonitor => {
                 "this host has no certificate monitor running: systemctl start dstack-ct-monitor \
                  (if there is no such unit: apt install dstack-ct-monitor)"
@@ -211,6 +230,7 @@ impl Daemon {
             Self::Teepod => "see why: journalctl -u dstack-teepod -n 50",
             Self::Kms => "see why: systemctl status dstack-kms; journalctl -u dstack-kms -n 50",
             Self::Tproxy => "see why: systemctl status dstack-tproxy; journalctl -u dstack-tproxy -n 50",
+            Self::Certbot => "see why: systemctl status dstack-certbot; journalctl -u dstack-certbot -n 50",
             Self::CtMonitor => {
                 "see why: systemctl status dstack-ct-monitor; journalctl -u dstack-ct-monitor -n 50"
             }

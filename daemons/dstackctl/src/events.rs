@@ -79,6 +79,29 @@ impl Events {
         Ok(Self(select_all(streams)))
     }
 
+    /// Subscribes to the signals of another daemon and its jobs.
+    ///
+    /// # Errors
+    /// When the bus failed.
+    pub async fn of_daemon(client: &Client, name: &'static str, path: &'static str) -> Result<Self, Failure> {
+        let ours = MatchRule::builder()
+            .msg_type(zbus::message::Type::Signal)
+            .sender(name)
+            .path_namespace(path)
+            .build()?;
+        let owner = MatchRule::builder()
+            .msg_type(zbus::message::Type::Signal)
+            .sender("org.freedesktop.DBus")
+            .member("NameOwnerChanged")
+            .arg(0, name)
+            .build()?;
+        let mut streams = Vec::new();
+        for rule in [ours, owner] {
+            streams.push(MessageStream::for_match_rule(rule, &client.connection, QUEUE).await?);
+        }
+        Ok(Self(select_all(streams)))
+    }
+
     /// The next event.
     ///
     /// # Errors

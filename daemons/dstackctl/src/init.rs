@@ -231,7 +231,7 @@ impl Work {
     ) -> Result<ExitCode, Failure> {
         let (mut checks, _) = doctor::gather(global).await;
         if let Some(name) = &self.goal.certificate {
-            checks.push(certificate::check(&self.root, name));
+            checks.push(certificate::check(&self.client, name).await);
         }
         let (fix, broken) = (show::to_fix(&checks), checks.iter().any(|c| c.status == doctor::Status::Bad));
         report.insert("checks".into(), serde_json::to_value(&checks).unwrap_or_default());

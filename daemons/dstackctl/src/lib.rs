@@ -7,7 +7,9 @@
 pub mod agent;
 pub mod answer;
 pub mod app;
+pub mod cert;
 pub mod cli;
+pub mod cli_cert;
 pub mod cli_ct;
 pub mod cli_deploy;
 pub mod cli_init;

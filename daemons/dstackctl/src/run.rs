@@ -4,7 +4,7 @@
 use crate::cli::{Cli, Command};
 use crate::errors::Failure;
 use crate::output::{self, Ui};
-use crate::{app, ct, deploy, doctor, image, init, kms, logs, measure, proxy, verify, vm};
+use crate::{app, cert, ct, deploy, doctor, image, init, kms, logs, measure, proxy, verify, vm};
 use clap::Parser;
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -45,6 +45,7 @@ async fn run(cli: &Cli, ui: &Ui) -> Result<ExitCode, Failure> {
         Command::Kms(command) => kms::run(command, &cli.global, ui).await?,
         Command::Proxy(command) => proxy::run(command, &cli.global, ui).await?,
         Command::Ct(command) => ct::run(command, &cli.global, ui).await?,
+        Command::Cert(command) => return cert::run(command, &cli.global, ui).await,
         Command::App(command) => app::run(command, ui)?,
         Command::Image(command) => image::run(command, &cli.global, ui).await?,
         Command::Logs(args) => logs::run(args, &cli.global, ui).await?,

@@ -2,6 +2,8 @@
 //! The real binary against a mock of teepod on a private bus.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
+#[path = "cases/cert.rs"]
+mod cert;
 #[path = "cases/ct.rs"]
 mod ct;
 #[path = "cases/keys.rs"]

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Where the certificates of the ingress come from, for auditors: the ACME account and every public key that was in use.
+//! Where the certificates of the ingress come from, for auditors: the ACME account and every public key that was in use,
+//! in a working directory of certbot that we may read. What this host's certbot says over the bus comes beside it.
 //!
 //! ```text
 //! <workdir>/credentials.json              {"account_id": URL, …}
@@ -27,6 +28,18 @@ pub struct Info {
     pub public_keys: Vec<Vec<u8>>,
 }
 
+impl Info {
+    /// Both together; the account is the other's when there is none here.
+    #[must_use]
+    pub fn with(self, other: &Self) -> Self {
+        let keys: BTreeSet<Vec<u8>> =
+            self.public_keys.into_iter().chain(other.public_keys.iter().cloned()).collect();
+        let account_uri =
+            if self.account_uri.is_empty() { other.account_uri.clone() } else { self.account_uri };
+        Self { account_uri, public_keys: keys.into_iter().collect() }
+    }
+}
+
 /// Why it cannot be told.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {reason}", path.display())]
@@ -43,14 +56,16 @@ fn error(path: &Path, reason: impl std::fmt::Display) -> AcmeError {
 ///
 /// # Errors
 /// [`AcmeError`] for what is there and cannot be read.
-pub fn read(workdir: &Path, configured: &Path) -> Result<Info, AcmeError> {
+pub fn read(workdir: Option<&Path>, configured: &Path) -> Result<Info, AcmeError> {
     let mut keys = BTreeSet::new();
-    for path in backups(workdir)?.into_iter().chain([configured.to_owned()]) {
+    let backups = workdir.map(backups).transpose()?.unwrap_or_default();
+    for path in backups.into_iter().chain([configured.to_owned()]) {
         if let Some(pem) = contents(&path)? {
             keys.insert(public_key(&pem).map_err(|reason| error(&path, reason))?);
         }
     }
-    Ok(Info { account_uri: account(workdir)?, public_keys: keys.into_iter().collect() })
+    let account_uri = workdir.map(account).transpose()?.unwrap_or_default();
+    Ok(Info { account_uri, public_keys: keys.into_iter().collect() })
 }
 
 fn account(workdir: &Path) -> Result<String, AcmeError> {
@@ -113,7 +128,7 @@ mod tests {
     fn every_key_that_was_in_use_is_told_once() {
         let dir = tempfile::tempdir().unwrap();
         let configured = dir.path().join("cert.pem");
-        assert_eq!(read(dir.path(), &configured).unwrap(), Info::default());
+        assert_eq!(read(Some(dir.path()), &configured).unwrap(), Info::default());
         let mut expected = vec![
             certificate(&configured),
             certificate(&dir.path().join("backup/2026-01-01T00:00:00.000000000Z/cert.pem")),
@@ -127,9 +142,9 @@ mod tests {
             r#"{"account_id":"https://acme/1","credentials":{}}"#,
         )
         .unwrap();
-        let info = read(dir.path(), &configured).unwrap();
+        let info = read(Some(dir.path()), &configured).unwrap();
         assert_eq!(info, Info { account_uri: "https://acme/1".into(), public_keys: expected });
         std::fs::write(&configured, "no certificate").unwrap();
-        assert!(read(dir.path(), &configured).unwrap_err().to_string().contains("cert.pem"));
+        assert!(read(Some(dir.path()), &configured).unwrap_err().to_string().contains("cert.pem"));
     }
 }

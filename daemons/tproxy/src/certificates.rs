@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The certificates of the ingress, from files as PEM.
+//! The certificates of the ingress, as PEM: from files, or from certbot.
 
 use crate::settings::Proxy;
 use dstack_core::flow::{CERTIFICATE_NAMES_MAX, Certificate, PEM_MAX, Secret};
@@ -29,16 +29,27 @@ fn error(path: &Path, reason: impl std::fmt::Display) -> CertificateError {
 /// # Errors
 /// [`CertificateError`] names the file.
 pub fn load(proxy: &Proxy) -> Result<Certificate, CertificateError> {
-    let chain = read(&proxy.cert_chain)?;
-    let key = read(&proxy.cert_key)?;
+    let (chain, key) = (read(&proxy.cert_chain)?, read(&proxy.cert_key)?);
+    parse(&chain, &key, (&proxy.cert_chain, &proxy.cert_key))
+}
+
+/// A chain and its key, PEM, checked; errors name where they come from.
+///
+/// # Errors
+/// [`CertificateError`].
+pub fn parse(
+    chain: &str,
+    key: &str,
+    (chain_at, key_at): (&Path, &Path),
+) -> Result<Certificate, CertificateError> {
     let parsed: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain.as_bytes())
         .collect::<Result<_, _>>()
-        .map_err(|e| error(&proxy.cert_chain, e))?;
-    let leaf = parsed.first().ok_or_else(|| error(&proxy.cert_chain, "has no certificate"))?;
-    let names = names(leaf).map_err(|e| error(&proxy.cert_chain, e))?;
-    let private = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|e| error(&proxy.cert_key, e))?;
+        .map_err(|e| error(chain_at, e))?;
+    let leaf = parsed.first().ok_or_else(|| error(chain_at, "has no certificate"))?;
+    let names = names(leaf).map_err(|e| error(chain_at, e))?;
+    let private = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|e| error(key_at, e))?;
     CertifiedKey::from_der(parsed.clone(), private, &default_provider())
-        .map_err(|e| error(&proxy.cert_key, format!("does not belong to the certificate: {e}")))?;
+        .map_err(|e| error(key_at, format!("does not belong to the certificate: {e}")))?;
     Ok(Certificate { names, chain: chain.to_string(), key: Secret::from(key.to_string()) })
 }
 

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Reloading, and what the daemon says of itself.
 
+use crate::certbot::Chains;
 use crate::certificates;
 use crate::engine::Engine;
 use crate::session::{self, Feed};
-use crate::settings::{Input, Settings};
+use crate::settings::{Input, Settings, Source};
 use crate::units::{self, Units};
+use dstack_core::flow::Certificate;
 use dstack_service::api::tproxy1::Error;
 use dstack_service::config::{self, Directories};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,6 +39,7 @@ pub struct Notes {
 struct Inner {
     directories: Directories,
     units: Arc<dyn Units>,
+    chains: Arc<dyn Chains>,
     feed: watch::Sender<Arc<Feed>>,
     words: mpsc::UnboundedSender<Word>,
     notes: Mutex<Notes>,
@@ -51,11 +54,15 @@ pub struct Control(Arc<Inner>);
 impl Control {
     /// Reloads from these directories.
     #[must_use]
-    pub fn new(directories: Directories, units: Arc<dyn Units>) -> (Self, mpsc::UnboundedReceiver<Word>) {
+    pub fn new(
+        directories: Directories,
+        units: Arc<dyn Units>,
+        chains: Arc<dyn Chains>,
+    ) -> (Self, mpsc::UnboundedReceiver<Word>) {
         let (words, said) = mpsc::unbounded_channel();
         let (feed, notes, reloading) =
             (watch::channel(Arc::default()).0, Mutex::default(), tokio::sync::Mutex::default());
-        (Self(Arc::new(Inner { directories, units, feed, words, notes, reloading })), said)
+        (Self(Arc::new(Inner { directories, units, chains, feed, words, notes, reloading })), said)
     }
 
     /// What data planes are told, as it changes.
@@ -77,7 +84,12 @@ impl Control {
     /// Reads what data planes are told. Before any of them is listened to: one that outlived us would else be told that
     /// there is nothing. What does not work yet is noted, and no error.
     pub fn open(&self, settings: &Settings) {
-        let certificates = match certificates::load(&settings.proxy) {
+        let loaded = match settings.source() {
+            Source::Files => certificates::load(&settings.proxy).map_err(|e| e.to_string()),
+            // It is asked for at once, while data planes that outlived us go on with theirs.
+            Source::Certbot(domain) => Err(format!("certbot is being asked for the one of {domain}")),
+        };
+        let certificates = match loaded {
             Ok(certificate) => vec![certificate],
             Err(error) => {
                 tracing::warn!("only passthrough works, there is no certificate: {error}");
@@ -105,8 +117,9 @@ impl Control {
     pub async fn reload(&self, engine: &Engine) -> Result<u64, Error> {
         let _turn = self.0.reloading.lock().await;
         let settings = self.read()?.ok_or_else(|| Error::Misconfigured(UNCONFIGURED.to_owned()))?;
-        let certificate = certificates::load(&settings.proxy)
-            .map_err(|e| Error::Misconfigured(format!("{e}; the certificate of before stays")))?;
+        let certificate = self.certificate(&settings).await;
+        let certificate =
+            certificate.map_err(|e| Error::Misconfigured(format!("{e}; the certificate of before stays")))?;
         let config = session::config(&settings.proxy);
         engine.set_settings(settings)?;
         self.notes().certificate = None;
@@ -116,6 +129,46 @@ impl Control {
         let replaced = units::replace(&*self.0.units).await;
         self.notes().data_plane = replaced.clone().err();
         replaced.map_err(Error::DataPlaneFailed)
+    }
+
+    async fn certificate(&self, settings: &Settings) -> Result<Certificate, String> {
+        match settings.source() {
+            Source::Files => certificates::load(&settings.proxy).map_err(|e| e.to_string()),
+            Source::Certbot(domain) => self.0.chains.certificate(&domain).await,
+        }
+    }
+
+    /// Gives data planes what certbot has now; connections go on. Says whether there is nothing more to ask for.
+    pub async fn renew(&self, settings: &Settings) -> bool {
+        let Source::Certbot(domain) = settings.source() else { return true };
+        match self.0.chains.certificate(&domain).await {
+            Ok(certificate) => {
+                let config = self.0.feed.borrow().config.clone();
+                self.feed_with(Feed { config, certificates: vec![certificate] });
+                self.notes().certificate = None;
+                tracing::info!("the certificate of certbot for {domain} is shown");
+                true
+            }
+            Err(error) => {
+                self.complain(&domain, error);
+                false
+            }
+        }
+    }
+
+    /// Once for each reason. Data planes that have a certificate go on with it.
+    fn complain(&self, domain: &str, error: String) {
+        let shown = !self.0.feed.borrow().certificates.is_empty();
+        let note = Some(format!("no certificate of certbot for {domain}: {error}"));
+        let mut notes = self.notes();
+        if notes.certificate != note && !shown {
+            tracing::warn!(
+                "only passthrough works, there is no certificate of certbot for {domain}: {error}"
+            );
+            notes.certificate = note;
+        } else if shown {
+            tracing::warn!("the certificate of before goes on being shown: {error}");
+        }
     }
 
     fn feed_with(&self, feed: Feed) {

@@ -2,6 +2,7 @@
 //! From start to stop: configuration, sockets, state, objects, name, readiness, and the loop.
 
 use crate::bus::manager::{self, Manager};
+use crate::certbot::{self, HostCertbot};
 use crate::control::{Control, UNCONFIGURED};
 use crate::dns;
 use crate::engine::keeper::LOOK;
@@ -95,7 +96,8 @@ async fn serve(places: Places, rpc: Vec<OwnedFd>, flow: Vec<OwnedFd>, level: Lev
     let signals = Signals::new()?;
     let connection = bus::connect(NAME, level).await?;
     let units = Arc::new(Systemd::new(connection.clone()));
-    let (control, words) = Control::new(places.directories.clone(), units);
+    let (control, words) =
+        Control::new(places.directories.clone(), units, Arc::new(HostCertbot::new(connection.clone())));
     let opened = match control.read()? {
         Some(settings) => Some(open(settings, &places)?),
         None => None,
@@ -190,6 +192,7 @@ impl Work {
         }
         // Before the first try, so that nothing is missed in between.
         let news = rpc.issuer.news().await?;
+        tokio::spawn(certbot::follow(self.control.clone(), self.engine.clone(), self.connection.clone()));
         rpc.issue(&self).await;
         self.control.ensure_plane().await;
         lifecycle::ready(&self.status());

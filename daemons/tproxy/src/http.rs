@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `GET /` and `GET /metrics` on the RPC port: they show what List shows anyway.
 
-use crate::acme;
 use crate::engine::Engine;
 use crate::page::{self, Seen};
 use axum::Router;
@@ -44,8 +43,6 @@ async fn metrics(State(engine): State<Engine>) -> Response {
 async fn seen(engine: &Engine) -> Seen {
     let settings = engine.settings();
     let domain = settings.proxy.base_domain.clone();
-    let read = move || acme::read(&settings.certbot, &settings.proxy.cert_chain);
-    let acme = tokio::task::spawn_blocking(read).await;
     Seen {
         now: engine.verifier().now(),
         domain,
@@ -53,6 +50,6 @@ async fn seen(engine: &Engine) -> Seen {
         planes: engine.flows().planes(),
         counters: engine.flows().total(),
         tunnel: engine.tunnel(),
-        acme: acme.map_err(|e| e.to_string()).and_then(|info| info.map_err(|e| e.to_string())),
+        acme: engine.acme().await,
     }
 }

@@ -10,9 +10,11 @@
 //! - [`peers`]: the instances as WireGuard peers
 //! - [`tunnel`]: a tunnel that forwards nothing
 //! - [`dns`]: TXT records
+//! - [`certbot`]: the certificate and what auditors may know, from this host's certbot
 
 pub mod acme;
 pub mod bus;
+pub mod certbot;
 pub mod certificates;
 pub mod claim;
 pub mod control;

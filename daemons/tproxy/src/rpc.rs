@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The RPC over TLS: arguments in, engine call, error out. Who registers is who its verdict says.
 
-use crate::acme;
 use crate::claim::claim;
 use crate::engine::Engine;
 use crate::http;
@@ -124,11 +123,7 @@ impl Tproxy {
     }
 
     async fn acme(&self) -> Result<AcmeInfoResponse, RpcError> {
-        let settings = self.engine.settings();
-        let read = move || acme::read(&settings.certbot, &settings.proxy.cert_chain);
-        let read = tokio::task::spawn_blocking(read).await;
-        let info = read.map_err(|e| RpcError::failed(e.to_string()))?;
-        let info = info.map_err(|e| RpcError::failed(e.to_string()))?;
+        let info = self.engine.acme().await.map_err(RpcError::failed)?;
         Ok(AcmeInfoResponse { account_uri: info.account_uri, hist_keys: info.public_keys })
     }
 }

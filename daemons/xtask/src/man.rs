@@ -83,6 +83,7 @@ mod tests {
         write(&root, out.path()).unwrap();
         let names = [
             "man1/dstackctl.1",
+            "man1/dstackctl-init.1",
             "man1/dstackctl-vm-resize.1",
             "man5/org.dstack.ctmonitor1.5",
             "man5/org.dstack.kms1.5",

@@ -26,6 +26,21 @@ fn the_shipped_file_says_nothing_and_means_it() {
 }
 
 #[test]
+fn what_init_writes_is_understood() {
+    let written = include_str!("../../../dstackctl/testdata/init/rfc2136/certbot.toml");
+    let settings = of(written).unwrap().unwrap();
+    assert_eq!(settings.authority.url, "https://ca.example.com/dir");
+    assert_eq!(settings.eab_key_id.as_deref(), Some("kid-1"));
+    assert_eq!(settings.resolver, Some("192.0.2.1:53".parse().unwrap()));
+    assert!(matches!(&settings.dns, Dns::Rfc2136 { key_name, .. } if key_name == "dstack"));
+    let written = include_str!("../../../dstackctl/testdata/init/cloudflare/certbot.toml");
+    let settings = of(written).unwrap().unwrap();
+    let [certificate] = settings.certificates.as_slice() else { panic!("{settings:?}") };
+    assert_eq!(certificate.domain.as_str(), "apps.example.com");
+    assert_eq!(settings.authority.url, PRODUCTION);
+}
+
+#[test]
 fn the_originals_file_is_understood() {
     let text = "workdir = \".\"\nacme_url = \"https://acme-staging-v02.api.letsencrypt.org/directory\"\ncf_api_token = \"t\"\n\
                 cf_zone_id = \"0123456789abcdef0123456789abcdef\"\nauto_set_caa = true\ndomain = \"*.example.com\"\n\

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A check: whose keys are ours, what is new in each source, and who must hear of it.
 
+mod asking;
 mod desk;
 
 use crate::alert::{Alert, Book, BookError, Kind};
 use crate::certificate::KeyId;
 use crate::domain::Domain;
 use crate::keys::Keys;
-use crate::source::{Source, SourceError, pause};
+use crate::source::Source;
 use crate::store::{Check, Position, Store, Told as ToldKeys};
-use desk::Desk;
 use dstack_service::jobs::Context;
 use dstack_service::logging::message_id;
 use dstack_service::state::StateError;
@@ -233,26 +233,6 @@ impl Inner {
         Ok(())
     }
 
-    /// A check that cannot look at anything counts as time without a look.
-    fn idle(&self, why: &Refusal, summary: &mut Summary) -> Result<(), Refusal> {
-        let now = (self.clock)();
-        for source in &self.parts.sources {
-            let position = self.begun(source.as_ref(), now)?;
-            self.blind(&Position { error: why.to_string(), ..position }, now, summary)?;
-        }
-        Ok(())
-    }
-
-    /// The place in a source, which says since when it is asked.
-    fn begun(&self, source: &dyn Source, now: u64) -> Result<Position, Refusal> {
-        let mut position = self.parts.store.position(source.name())?;
-        if position.since == 0 || position.since > now {
-            position.since = now;
-            self.parts.store.put_position(&position)?;
-        }
-        Ok(position)
-    }
-
     /// Keys of ours: fresh where somebody answers, else those of before. Without any, nothing can be judged.
     async fn known(&self, summary: &mut Summary) -> Result<BTreeSet<KeyId>, Refusal> {
         let before = self.parts.store.known()?;
@@ -277,80 +257,6 @@ impl Inner {
         Ok(keys_of(&told))
     }
 
-    async fn ask(
-        &self,
-        source: &dyn Source,
-        known: &BTreeSet<KeyId>,
-        busy: &mut BTreeMap<String, u64>,
-        context: &Context,
-        summary: &mut Summary,
-    ) -> Result<(), Refusal> {
-        let now = (self.clock)();
-        let position = self.begun(source, now)?;
-        let until = position.retry_at.max(busy.get(source.server()).copied().unwrap_or(0));
-        // A clock that was set back must not silence a source for longer than any pause is.
-        if now < until && until - now <= crate::limits::PAUSE_ASKED_MAX {
-            let why =
-                if position.error.is_empty() { "the server asked for a pause" } else { &position.error };
-            summary.troubles.push(format!("{}: left alone for {} s more: {why}", source.name(), until - now));
-            return self.blind(&position, now, summary);
-        }
-        let desk = Desk::new(self, position, known, now, context);
-        let cursor = desk.cursor();
-        let result = tokio::select! {
-            result = source.look(cursor, &desk, now) => Some(result),
-            () = context.canceled() => None,
-        };
-        let (mut position, found) = desk.finish();
-        summary.looked_at += found.looked_at;
-        summary.new_alerts.extend(found.new_alerts);
-        if let Some(result) = result {
-            self.note(source, &mut position, result, &found.troubles, busy, summary)?;
-        }
-        self.parts.store.put_position(&position)?;
-        self.blind(&position, now, summary)
-    }
-
-    /// Notes in a source's place how its look ended.
-    fn note(
-        &self,
-        source: &dyn Source,
-        position: &mut Position,
-        result: Result<(), SourceError>,
-        troubles: &[String],
-        busy: &mut BTreeMap<String, u64>,
-        summary: &mut Summary,
-    ) -> Result<(), Refusal> {
-        let now = (self.clock)();
-        let mut words = troubles.to_vec();
-        match result {
-            Ok(()) => (position.failures, position.retry_at, position.last_success) = (0, 0, now),
-            Err(error) => {
-                words.insert(0, error.to_string());
-                position.failures = position.failures.saturating_add(1);
-                match error {
-                    SourceError::Failed { retry_after, .. } => {
-                        position.retry_at = now + pause(position.failures, retry_after);
-                        if retry_after.is_some() {
-                            busy.insert(source.server().to_owned(), position.retry_at);
-                        }
-                    }
-                    SourceError::Lie { lie, evidence } => {
-                        let alert = Alert::log_lies(&source.log_id(), source.name(), &lie, &evidence, now);
-                        summary.new_alerts.extend(self.alert(vec![alert])?);
-                    }
-                    SourceError::Sink(_) => {}
-                }
-            }
-        }
-        position.error = words.join("; ");
-        if !words.is_empty() {
-            tracing::warn!("{}: {}", source.name(), position.error);
-            summary.troubles.push(format!("{}: {}", source.name(), position.error));
-        }
-        Ok(())
-    }
-
     /// Notes alerts, then tells them; gives those that are new.
     fn alert(&self, alerts: Vec<Alert>) -> Result<Vec<Alert>, Refusal> {
         if alerts.is_empty() {
@@ -358,19 +264,6 @@ impl Inner {
         }
         self.with_book(|book| alerts.into_iter().try_for_each(|alert| Ok(book.note(alert).map(drop)?)))?;
         self.tell()
-    }
-
-    /// An alert when a source has given nothing for too long, and its end.
-    fn blind(&self, position: &Position, now: u64, summary: &mut Summary) -> Result<(), Refusal> {
-        let since = position.last_success.max(position.since);
-        if now.saturating_sub(since) < self.parts.blind_after {
-            let settled = self.with_book(|book| Ok(book.settle_blind(&position.name, now)))?;
-            settled.iter().for_each(|alert| tracing::info!("{} can be checked again", alert.place));
-            return Ok(());
-        }
-        let alert = Alert::blind(&position.name, since, &position.error, now);
-        summary.new_alerts.extend(self.alert(vec![alert])?);
-        Ok(())
     }
 }
 

@@ -6,7 +6,7 @@ use super::{Found, Sink, Source, SourceError};
 use crate::certificate::KeyId;
 use crate::domain::Domain;
 use crate::head::{Head, Lie, Step, compare};
-use crate::limits::HEAD_AGE_MAX;
+use crate::limits::{HEAD_AGE_MAX, HEAD_BEHIND_MAX};
 use crate::merkle::{Frontier, Hash, check_consistency, leaf};
 use crate::rfc6962::parse_leaf;
 use crate::store::Cursor;
@@ -99,10 +99,10 @@ impl<C: Client> Log<C> {
             Step::Grown => self.grown(&seen, &new).await.map(|()| new),
             Step::Older => {
                 self.grown(&new, &seen).await?;
-                sink.trouble(format!(
-                    "it shows an older tree of {} entries instead of {}",
-                    new.size, seen.size
-                ));
+                if seen.timestamp.saturating_sub(new.timestamp) / 1000 > HEAD_BEHIND_MAX {
+                    let sizes = format!("{} entries instead of {}", new.size, seen.size);
+                    sink.trouble(format!("it shows an older tree of {sizes}"));
+                }
                 Ok(seen)
             }
         }

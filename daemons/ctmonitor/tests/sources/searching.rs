@@ -251,3 +251,16 @@ async fn p15_an_endless_answer_is_cut_off() {
     let error = http().get(&Base::parse(&server.url).unwrap(), "", 99_999).await.unwrap_err();
     assert!(error.to_string().contains("larger than 99999"), "{error}");
 }
+
+#[tokio::test]
+async fn a_clock_that_was_ahead_hides_no_blindness() {
+    let crtsh = Crtsh::start().await;
+    let world = World::new(vec![search(&crtsh.server.url, false, 9)]);
+    world.later(10 * 86_400);
+    assert!(world.check().await.troubles.is_empty());
+    world.clock.fetch_sub(10 * 86_400, std::sync::atomic::Ordering::Relaxed);
+    crtsh.fault("?q=", Reply::page(502, "Bad Gateway"));
+    assert!(world.check().await.new_alerts.is_empty());
+    world.later(86_400);
+    assert_eq!(world.check().await.new_alerts.len(), 1);
+}

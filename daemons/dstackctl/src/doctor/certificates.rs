@@ -8,7 +8,7 @@ use dstack_service::api::ctmonitor1::Error;
 use std::time::Duration;
 use zbus::DBusError;
 
-const NAME: &str = "certificates";
+const NAME: &str = "certificate monitor";
 /// Time for an answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -21,12 +21,13 @@ struct Said {
     status: String,
 }
 
-/// Whether somebody watches the certificates of the ingress, and what was found; nothing where it is not installed.
+/// What the monitor of the ingress's certificates has found; nothing where it is not installed, or has no settings: to
+/// watch is the operator's choice.
 pub async fn check(client: &Client) -> Option<Check> {
     let remedy = "see why: dstackctl ct status; journalctl -u dstack-ct-monitor -n 50";
     match tokio::time::timeout(PATIENCE, ask(client)).await {
         Err(_) => Some(Check::bad(NAME, "dstack-ct-monitor does not answer", remedy)),
-        Ok(Ok(said)) => Some(judge(said, remedy)),
+        Ok(Ok(said)) => said.configured.then(|| judge(said, remedy)),
         Ok(Err(error)) if is_not_installed(&error) => None,
         Ok(Err(error)) => {
             let failure = Failure::from(Error::from(error));
@@ -56,11 +57,6 @@ fn is_not_installed(error: &zbus::Error) -> bool {
 
 fn judge(said: Said, remedy: &str) -> Check {
     match () {
-        () if !said.configured => Check::warning(
-            NAME,
-            "nobody watches for certificates of unknown keys",
-            "set domains and a [[tproxy]] in /etc/dstack/ct-monitor.toml, then: systemctl restart dstack-ct-monitor",
-        ),
         () if said.alerts > 0 => Check::bad(
             NAME,
             format!("{} alerts wait for somebody to look", said.alerts),
@@ -78,13 +74,10 @@ mod tests {
 
     #[test]
     fn alerts_are_bad_and_trouble_is_a_warning() {
-        for (configured, alerts, error, expected) in [
-            (false, 0, "", Status::Warning),
-            (true, 1, "x", Status::Bad),
-            (true, 0, "x", Status::Warning),
-            (true, 0, "", Status::Good),
-        ] {
-            let said = Said { configured, alerts, error: error.to_owned(), status: "s".to_owned() };
+        for (alerts, error, expected) in
+            [(1, "x", Status::Bad), (0, "x", Status::Warning), (0, "", Status::Good)]
+        {
+            let said = Said { configured: true, alerts, error: error.to_owned(), status: "s".to_owned() };
             let check = judge(said, "r");
             assert_eq!(check.status, expected, "{alerts} {error}");
             assert_eq!(check.remedy.is_some(), expected != Status::Good);

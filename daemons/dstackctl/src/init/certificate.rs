@@ -1,84 +1,112 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The certificate that dstack-certbot orders.
 
-use super::files::Root;
 use crate::client::Client;
 use crate::doctor::Check;
 use crate::errors::{Exit, Failure};
 use crate::events::{error as job_error, number, text};
 use crate::progress::Progress;
+use dstack_service::api::certbot1::{CertificateRow, Error, ManagerProxy, NAME, Options, PATH};
 use futures_util::StreamExt;
-use rustls::client::verify_server_name;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::server::ParsedCertificate;
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::time::Duration;
-use zbus::{MatchRule, Message, MessageStream, OwnedObjectPath, OwnedVariant, Variant};
+use zbus::proxy::CacheProperties;
+use zbus::{DBusError, MatchRule, Message, MessageStream, OwnedObjectPath, OwnedVariant, Variant};
 
-const BUS: &str = "org.dstack.certbot1";
-const PATH: &str = "/org/dstack/certbot1";
-const MANAGER: &str = "org.dstack.certbot1.Manager";
-/// The chain that is served, as certbot keeps it.
-const LIVE: &str = "/var/lib/dstack/certbot/live/cert.pem";
 /// DNS, the authority and its queue together; certbot's own limits are shorter.
 const PATIENCE: Duration = Duration::from_secs(900);
+/// Time for an answer about what is there.
+const ANSWER: Duration = Duration::from_secs(30);
 /// Signals that may queue up while the call is under way.
 const QUEUE: Option<NonZeroUsize> = NonZeroUsize::new(256);
-const WHY: &str = "see why: systemctl status dstack-certbot; journalctl -u dstack-certbot -n 50; then run `dstackctl init` \
-                   again: it goes on from here";
+const WHY: &str = "mend it, then run `dstackctl init` again, which goes on from here; for more: journalctl -u dstack-certbot -n 50";
 
-/// Whether certbot has a certificate for `*.DOMAIN`. Whether it is to be renewed is certbot's business.
-///
-/// # Errors
-/// When there is a file that cannot be read.
-pub fn is_there(root: &Root, name: &str) -> Result<bool, Failure> {
-    let path = root.real(LIVE);
-    match std::fs::read(&path) {
-        Ok(pem) => Ok(is_for(&pem, name)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        // Who is not root only looks.
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(false),
-        Err(error) => Err(crate::places::cannot("read", &path, &error)),
+/// What certbot says of a certificate.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// `valid renewal-failed missing unreadable`.
+    pub state: String,
+    /// The last failure, in a sentence.
+    pub error: String,
+    /// Whether the last try failed.
+    pub failed: bool,
+}
+
+impl Seen {
+    /// Whether there is one, and nothing to do.
+    #[must_use]
+    pub fn is_valid(&self) -> bool {
+        self.state == "valid"
+    }
+
+    fn of(row: &CertificateRow) -> Self {
+        let text = |name: &str| text(row, name).unwrap_or_default().to_owned();
+        let failures = row.get("failures").and_then(|v| match &**v {
+            Variant::U32(count) => Some(*count),
+            _ => None,
+        });
+        Self { state: text("state"), error: text("error"), failed: failures.unwrap_or(1) > 0 }
     }
 }
 
-/// Whether the first certificate of a chain is for all names below a domain.
-fn is_for(pem: &[u8], name: &str) -> bool {
-    let example = format!("x.{}", name.trim_start_matches("*."));
-    let (Ok(der), Ok(server)) = (CertificateDer::from_pem_slice(pem), ServerName::try_from(example)) else {
-        return false;
-    };
-    ParsedCertificate::try_from(&der).is_ok_and(|parsed| verify_server_name(&parsed, &server).is_ok())
+async fn manager(client: &Client) -> Result<ManagerProxy<'static>, Failure> {
+    Ok(ManagerProxy::builder(&client.connection).cache_properties(CacheProperties::No).build().await?)
+}
+
+fn failure(error: Error) -> Failure {
+    match error {
+        Error::Bus(error) => error.into(),
+        error => Failure::of_name(error.name().as_str(), &error.to_string()),
+    }
+}
+
+/// What certbot says of the certificate for `*.DOMAIN`; `None`: it knows of none, such as before it has settings.
+///
+/// # Errors
+/// When it does not answer.
+pub async fn look(client: &Client, name: &str) -> Result<Option<Seen>, Failure> {
+    let domain = name.trim_start_matches("*.");
+    let proxy = manager(client).await?;
+    let late = || Failure::with(Exit::Timeout, "dstack-certbot does not answer");
+    match tokio::time::timeout(ANSWER, proxy.list_certificates()).await.map_err(|_| late())? {
+        Ok(rows) => Ok(rows.iter().find(|row| text(row, "domain") == Some(domain)).map(Seen::of)),
+        Err(Error::NotConfigured(_)) => Ok(None),
+        Err(error) => Err(failure(error)),
+    }
 }
 
 /// What doctor says of it.
-#[must_use]
-pub fn check(root: &Root, name: &str) -> Check {
-    const NAME: &str = "certificate";
-    match is_there(root, name) {
-        Ok(true) => Check::good(NAME, format!("certbot has one for {name}")),
-        Ok(false) => Check::warning(NAME, format!("certbot has none for {name} yet"), WHY),
-        Err(failure) => Check::bad(NAME, failure.message, WHY),
+pub async fn check(client: &Client, name: &str) -> Check {
+    match look(client, name).await {
+        Ok(seen) => judge(name, seen),
+        Err(failure) => Check::bad(CHECK, failure.message, WHY),
     }
 }
 
-/// Has the certificate ordered, and waits until it is there.
+const CHECK: &str = "certificate";
+
+fn judge(name: &str, seen: Option<Seen>) -> Check {
+    match seen {
+        Some(seen) if seen.is_valid() => Check::good(CHECK, format!("certbot has one for {name}")),
+        Some(seen) if !seen.error.is_empty() => Check::bad(CHECK, format!("{name}: {}", seen.error), WHY),
+        _ => Check::bad(CHECK, format!("certbot has none for {name} yet"), WHY),
+    }
+}
+
+/// Has the certificate ordered, unless it is there and right, and waits for it.
 ///
 /// # Errors
 /// certbot's own sentence, with what to do.
 pub async fn order(client: &Client, name: &str, progress: &mut Progress) -> Result<(), Failure> {
-    let rule = MatchRule::builder().msg_type(zbus::message::Type::Signal).sender(BUS).path_namespace(PATH);
+    let domain = name.trim_start_matches("*.");
+    let rule = MatchRule::builder().msg_type(zbus::message::Type::Signal).sender(NAME).path_namespace(PATH);
     let rule = rule.build()?;
     let mut signals = MessageStream::for_match_rule(rule, &client.connection, QUEUE).await?;
-    let domain = name.trim_start_matches("*.");
-    // There is none yet, and whoever asks has mended something: only the authority's own pauses count.
-    let options: HashMap<&str, Variant<'_>> = HashMap::from([("force", Variant::from(true))]);
-    let reply =
-        client.connection.call_method(Some(BUS), PATH, Some(MANAGER), "Renew", &(domain, options)).await;
-    let reply = reply.map_err(|e| because(domain, Failure::from(e)))?;
-    let job: OwnedObjectPath = reply.body().deserialize()?;
+    // After a failure certbot waits before it tries again; who runs init has just mended something.
+    let failed = look(client, name).await.map_err(|e| because(domain, e))?.is_some_and(|seen| seen.failed);
+    let options: Options<'_> = HashMap::from([("force", Variant::from(failed))]);
+    let job = manager(client).await?.renew(domain, options).await.map_err(|e| because(domain, failure(e)))?;
     let ended = tokio::time::timeout(PATIENCE, follow(&mut signals, &job, progress)).await;
     let late =
         || Failure::with(Exit::Timeout, format!("it takes longer than {} minutes", PATIENCE.as_secs() / 60));
@@ -140,25 +168,30 @@ fn changed(message: &Message, job: &OwnedObjectPath) -> Option<HashMap<String, O
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use rcgen::{CertificateParams, KeyPair};
+
+    fn row(pairs: [(&str, Variant<'static>); 4]) -> CertificateRow {
+        pairs.into_iter().map(|(k, v)| (k.to_owned(), OwnedVariant::try_from(v).unwrap())).collect()
+    }
 
     #[test]
-    fn a_certificate_is_for_the_domain_or_not() {
-        let pem = |name: &str| {
-            let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-            params.self_signed(&KeyPair::generate().unwrap()).unwrap().pem()
-        };
-        for (name, expected) in
-            [("*.apps.test", true), ("apps.test", false), ("*.other.test", false), ("x.y.apps.test", false)]
-        {
-            assert_eq!(is_for(pem(name).as_bytes(), "*.apps.test"), expected, "{name}");
+    fn what_certbot_says_is_read_and_judged() {
+        for (state, failures, error, good) in [
+            ("valid", 0_u32, "", true),
+            ("missing", 0, "", false),
+            ("renewal-failed", 2, "the token is refused", false),
+            ("unreadable", 0, "live/cert.pem is damaged", false),
+        ] {
+            let pairs = [
+                ("domain", Variant::from("a.b")),
+                ("state", Variant::from(state)),
+                ("error", Variant::from(error)),
+                ("failures", Variant::from(failures)),
+            ];
+            let seen = Seen::of(&row(pairs));
+            assert_eq!((seen.is_valid(), seen.failed), (good, failures > 0), "{state}");
+            let check = judge("*.a.b", Some(seen));
+            assert!(check.remedy.is_some() != good && check.message.contains(error), "{check:?}");
         }
-        assert!(!is_for(b"nothing", "*.apps.test"));
-        let directory = tempfile::tempdir().unwrap();
-        let root = Root::below(directory.path());
-        assert!(!is_there(&root, "*.apps.test").unwrap());
-        root.write(LIVE, pem("*.apps.test").as_bytes(), 0o644).unwrap();
-        assert!(is_there(&root, "*.apps.test").unwrap());
-        assert!(check(&root, "*.other.test").remedy.is_some());
+        assert!(judge("*.a.b", None).remedy.is_some());
     }
 }

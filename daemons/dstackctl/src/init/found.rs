@@ -104,9 +104,11 @@ pub async fn look(client: &Client, systemd: &Systemd, goal: &Goal, root: &Root) 
         }
     }
     installed(&found, goal)?;
-    found.keys = keys(client).await;
+    found.keys = keys(client, &goal.kms_domain).await;
     if let Some(name) = &goal.certificate {
-        found.certified = certificate::is_there(root, name)?;
+        // One that cannot answer is restarted, or says why when it is asked for the certificate.
+        found.certified =
+            certificate::look(client, name).await.is_ok_and(|s| s.is_some_and(|s| s.is_valid()));
     }
     Ok(found)
 }
@@ -130,13 +132,19 @@ fn installed(found: &Found, goal: &Goal) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn keys(client: &Client) -> Keys {
+async fn keys(client: &Client, domain: &str) -> Keys {
     match presence(client).await {
         // It may just have wrong settings, which are about to be replaced.
         Err(_) => Keys::Unknown,
         Ok(None) => Keys::Absent,
         Ok(Some(None)) => Keys::None,
         Ok(Some(Some(kms))) => {
+            if kms.domain != domain {
+                note(&format!(
+                    "note: the keys were made for {}, and the key service keeps that name",
+                    kms.domain
+                ));
+            }
             let same = |t: &crate::trust::Trusted| t.ca_public_key == kms.ca_public_key && t.url == kms.url;
             match Store::system().all() {
                 Ok(all) if all.iter().any(same) => Keys::Trusted,

@@ -90,8 +90,7 @@ impl Machine {
             }
             Step::Start(unit) => {
                 let service = of(unit).unwrap().service;
-                let is_held =
-                    service != *unit && service != "dstack-certbot.service" && self.units[service].active;
+                let is_held = unit.ends_with(".socket") && self.units[service].active;
                 assert!(!is_held || self.units[unit].active, "{unit} cannot be started while {service} runs");
                 self.start(unit);
             }

@@ -131,16 +131,25 @@ pub fn plan(goal: &Goal, found: &Found) -> Vec<Step> {
     if !stale.is_empty() && stale != found.noted {
         steps.push(Step::Note(stale.clone()));
     }
-    let is_ordered = !secrets.is_empty() || changes.iter().any(|(w, _)| w.of == Some(&CERTBOT));
     steps.extend(secrets);
     steps.extend(changes.into_iter().map(|(_, step)| step));
     steps.extend(unit_steps(goal, found, &stale));
+    steps.extend(certificate(goal, found, &stale));
     if !stale.is_empty() || !found.noted.is_empty() {
         steps.push(Step::Done);
     }
-    let certificate = goal.certificate.clone().filter(|_| is_ordered || !found.certified);
-    steps.extend(certificate.map(Step::Certificate));
     steps
+}
+
+/// With other settings certbot looks again whether the certificate is right. From here on that alone is left to be done.
+fn certificate(goal: &Goal, found: &Found, stale: &BTreeSet<String>) -> Vec<Step> {
+    let Some(name) = goal.certificate.clone() else { return Vec::new() };
+    let only = BTreeSet::from([CERTBOT.service.to_owned()]);
+    match (stale.contains(CERTBOT.service), found.certified) {
+        (true, _) if *stale != only => vec![Step::Note(only), Step::Certificate(name)],
+        (false, true) => Vec::new(),
+        _ => vec![Step::Certificate(name)],
+    }
 }
 
 /// Files that are not as they are to be.
@@ -184,7 +193,7 @@ fn unit_steps(goal: &Goal, found: &Found, stale: &BTreeSet<String>) -> Vec<Step>
     let mut steps = triggers(&served, found, stale);
     for component in ALL.into_iter().filter(|c| found.has(c)) {
         let restart = stale.contains(component.service) || is_moved(component, stale);
-        steps.extend(service(component, found, restart));
+        steps.extend(service(component.service, found, restart, served.contains(&component)));
         if component == &KMS {
             steps.extend(keys(goal, found, restart));
         }
@@ -203,7 +212,11 @@ fn triggers(components: &[&'static Component], found: &Found, stale: &BTreeSet<S
     let moved = components.iter().copied().filter(|c| is_moved(c, stale));
     let stop: Vec<&str> = moved.flat_map(all).collect();
     let enabled = |unit: &&str| found.state(unit).enabled;
-    let disabled: Vec<&str> = components.iter().flat_map(|c| to_enable(c)).filter(|u| !enabled(u)).collect();
+    let disabled: Vec<&str> = components
+        .iter()
+        .flat_map(|c| c.triggers.iter().copied().chain([c.service]))
+        .filter(|u| !enabled(u))
+        .collect();
     let mut steps = Vec::new();
     if !stop.is_empty() {
         steps.push(Step::Reload);
@@ -221,14 +234,9 @@ fn triggers(components: &[&'static Component], found: &Found, stale: &BTreeSet<S
     steps
 }
 
-/// A service that comes and goes is started by its timer and the bus, and has nothing to enable.
-fn to_enable(component: &'static Component) -> impl Iterator<Item = &'static str> {
-    component.triggers.iter().copied().chain(component.stays.then_some(component.service))
-}
-
-fn service(component: &'static Component, found: &Found, stale: bool) -> Option<Step> {
-    let unit = component.service;
-    match (stale, component.stays) {
+/// One that serves nothing is not started, but shall not go on with what was before.
+fn service(unit: &'static str, found: &Found, stale: bool, served: bool) -> Option<Step> {
+    match (stale, served) {
         (true, true) => Some(Step::Restart(unit)),
         (true, false) => Some(Step::TryRestart(unit)),
         (false, true) if !found.state(unit).active => Some(Step::Start(unit)),

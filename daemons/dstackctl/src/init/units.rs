@@ -10,8 +10,6 @@ pub struct Component {
     pub service: &'static str,
     /// Sockets and timers, in the order in which they are started.
     pub triggers: &'static [&'static str],
-    /// Whether the service runs all the time, and not only when its timer says so.
-    pub stays: bool,
     /// Services that hold the sockets beside the service, as a pattern.
     pub holders: Option<&'static str>,
 }
@@ -21,7 +19,6 @@ pub const TEEPOD: Component = Component {
     package: "dstack-teepod",
     service: "dstack-teepod.service",
     triggers: &["dstack-teepod.socket"],
-    stays: true,
     holders: None,
 };
 
@@ -30,7 +27,6 @@ pub const KMS: Component = Component {
     package: "dstack-kms",
     service: "dstack-kms.service",
     triggers: &["dstack-kms.socket"],
-    stays: true,
     holders: None,
 };
 
@@ -44,7 +40,6 @@ pub const TPROXY: Component = Component {
         "dstack-tproxy-rpc.socket",
         "dstack-tproxy-control.socket",
     ],
-    stays: true,
     holders: Some("dstack-tproxy-flow@*.service"),
 };
 
@@ -52,8 +47,7 @@ pub const TPROXY: Component = Component {
 pub const CERTBOT: Component = Component {
     package: "dstack-certbot",
     service: "dstack-certbot.service",
-    triggers: &["dstack-certbot.timer"],
-    stays: false,
+    triggers: &["dstack-certbot.timer", "dstack-certbot-rehearsal.timer"],
     holders: None,
 };
 
@@ -85,7 +79,7 @@ mod tests {
     #[test]
     fn the_units_are_the_shipped_ones() {
         let units = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../units/host");
-        for component in [&KMS, &TEEPOD, &TPROXY] {
+        for component in ALL {
             for unit in component.triggers.iter().chain([&component.service]) {
                 assert!(units.join(unit).is_file(), "{unit}");
                 assert_eq!(of(unit), Some(component));

@@ -2,6 +2,7 @@
 //! A private bus with a small `org.dstack.teepod1` on it, and the real binary run against it.
 
 pub mod bus;
+pub mod certbot;
 pub mod ctmonitor;
 pub mod kms;
 pub mod teepod;

@@ -37,10 +37,10 @@ impl Worker {
                     conn.opening.extend_from_slice(room.get(..count).unwrap_or_default());
                 }
                 Io::Blocked => conn.client_ready.readable = false,
-                // It has asked, and says no more.
+                // It has asked, and says no more. Reading would tell so again, which a handshake must hear.
                 Io::End if !conn.opening.is_empty() && self.look(conn).is_whole() => {
                     conn.up.ended = true;
-                    conn.client_ready.readable = false;
+                    break;
                 }
                 Io::End | Io::Failed => {
                     self.counters.early_close += 1;

@@ -2,6 +2,7 @@
 //! `--bus-introspect`: the XML of the manager, without a bus.
 
 use super::manager::Manager;
+use crate::certbot::HostCertbot;
 use crate::control::Control;
 use crate::units::Systemd;
 use dstack_service::api::tproxy1::PATH;
@@ -26,7 +27,8 @@ pub fn describe(path: &str) -> Option<String> {
 async fn document() -> Result<String, Box<dyn std::error::Error>> {
     let (connection, _peer) = connection().await?;
     let units = Arc::new(Systemd::new(connection.clone()));
-    let (control, _words) = Control::new(Directories::default(), units);
+    let (control, _words) =
+        Control::new(Directories::default(), units, Arc::new(HostCertbot::new(connection.clone())));
     Ok(cli::node(&[&Manager::new(None, control, &connection)]))
 }
 

@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The engine: owns the state, and works through traits.
 //!
+//! - [`auditors`]: what they may know of certificates
 //! - [`errors`]: what it refuses
 //! - [`keeper`]: what happens by itself: the tunnel, handshakes, recycling
 //! - [`flows`]: the data planes that are connected
 
+pub mod auditors;
 pub mod errors;
 pub mod flows;
 pub mod keeper;
 
 pub use errors::Refusal;
 
+use crate::acme::Info;
 use crate::journal::{Journal, Line};
 use crate::peers::{Peers, peer};
 use crate::registry::{Change, Claim, Entry, Instance, RegisterError, Registry};
@@ -73,6 +76,8 @@ struct Inner {
     flows: Flows,
     /// Whether there is a tunnel, or why not.
     tunnel: RwLock<Result<(), String>>,
+    /// What this host's certbot says for auditors, or why it says nothing.
+    certbot: RwLock<Result<Info, String>>,
 }
 
 /// The engine; clones share it.
@@ -115,6 +120,7 @@ impl Engine {
             routes: broadcast::channel(ROUTES_BEHIND).0,
             flows: Flows::default(),
             tunnel: RwLock::new(Err("it is being made".to_owned())),
+            certbot: RwLock::new(Ok(Info::default())),
         };
         Ok((Self(Arc::new(inner)), events))
     }

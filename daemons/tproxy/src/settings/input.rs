@@ -69,9 +69,10 @@ pub(super) struct KmsInput {
     pub(super) public_key: String,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct CertbotInput {
+    pub(super) domain: String,
     pub(super) workdir: PathBuf,
 }
 
@@ -130,12 +131,6 @@ impl Default for TimeoutsInput {
 impl Default for RecycleInput {
     fn default() -> Self {
         Self { enabled: true, interval: "5m".into(), timeout: "10h".into() }
-    }
-}
-
-impl Default for CertbotInput {
-    fn default() -> Self {
-        Self { workdir: "/var/lib/dstack/certbot".into() }
     }
 }
 

@@ -100,8 +100,10 @@ pub struct Settings {
     pub recycle: Option<Recycle>,
     /// SubjectPublicKeyInfo (DER) of the key service whose apps may register; `None`: this host's.
     pub kms_public_key: Option<Vec<u8>>,
-    /// Where certbot keeps its certificates.
-    pub certbot: PathBuf,
+    /// The certificate of this host's certbot that is shown; `None`: the files, or the one of the domain without them.
+    pub certbot_domain: Option<String>,
+    /// A working directory of certbot that we may read, for auditors.
+    pub certbot: Option<PathBuf>,
     /// Where collateral of genuine platforms is served.
     pub pccs: Pccs,
     /// Socket of the simulated TEE, which serves its collateral.
@@ -125,11 +127,33 @@ impl Settings {
             proxy,
             recycle,
             kms_public_key,
-            certbot: input.certbot.workdir,
+            certbot_domain: certbot_domain(&input.certbot.domain)?,
+            certbot: Some(input.certbot.workdir).filter(|path| !path.as_os_str().is_empty()),
             pccs,
             quote_sim: input.collateral.quote_sim,
         };
         Ok((!blank).then_some(settings))
+    }
+}
+
+/// Where the certificate of the ingress comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// The files of `proxy.cert_chain` and `proxy.cert_key`.
+    Files,
+    /// This host's certbot, by the name of its certificate.
+    Certbot(String),
+}
+
+impl Settings {
+    /// Where the certificate comes from now: certbot when it is named, or when there is no file.
+    #[must_use]
+    pub fn source(&self) -> Source {
+        match &self.certbot_domain {
+            Some(domain) => Source::Certbot(domain.clone()),
+            None if self.proxy.cert_chain.exists() => Source::Files,
+            None => Source::Certbot(self.proxy.base_domain.clone()),
+        }
     }
 }
 
@@ -184,6 +208,14 @@ fn tunnel(input: WgInput, blank: bool) -> Result<Tunnel, ConfigError> {
         endpoint: input.endpoint,
         mtu: input.mtu,
     })
+}
+
+fn certbot_domain(text: &str) -> Result<Option<String>, ConfigError> {
+    let domain = text.strip_prefix("*.").unwrap_or(text).trim_end_matches('.').to_ascii_lowercase();
+    match domain.is_empty() || is_domain(&domain) {
+        true => Ok(Some(domain).filter(|domain| !domain.is_empty())),
+        false => Err(ConfigError::rule("certbot.domain", "must be a name of a certificate in certbot.toml")),
+    }
 }
 
 fn net(key: &str, text: &str) -> Result<Net, ConfigError> {
