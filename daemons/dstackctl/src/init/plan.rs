@@ -188,7 +188,9 @@ fn stale(goal: &Goal, found: &Found, changes: &[(&Wanted, Step)], secret: bool) 
 
 /// Sockets first, then services, the key service first and with its keys.
 fn unit_steps(goal: &Goal, found: &Found, stale: &BTreeSet<String>) -> Vec<Step> {
-    let served = |c: &Component| found.has(c) && (c != &CERTBOT || goal.certificate.is_some());
+    // Certificates may be somebody else's business.
+    let wanted = |c: &Component| goal.files.iter().any(|file| file.of == Some(c) && file.text.is_some());
+    let served = |c: &Component| found.has(c) && wanted(c);
     let served: Vec<&'static Component> = ALL.into_iter().filter(|c| served(c)).collect();
     let mut steps = triggers(&served, found, stale);
     for component in ALL.into_iter().filter(|c| found.has(c)) {

@@ -60,9 +60,10 @@ write /etc/dstack/kms.toml.d/20-init.toml
 write /etc/dstack/tproxy.toml.d/20-init.toml
 write /etc/dstack/teepod.toml.d/20-init.toml
 write /etc/dstack/certbot.toml.d/20-init.toml
+write /etc/dstack/ct-monitor.toml.d/20-init.toml
 write /etc/dstack/init.toml
 systemctl enable dstack-kms.socket dstack-kms.service dstack-teepod.socket dstack-teepod.service dstack-certbot.timer \
-dstack-certbot-rehearsal.timer dstack-certbot.service dstack-tproxy.socket dstack-tproxy-passthrough.socket dstack-tproxy-rpc.socket dstack-tproxy-control.socket dstack-tproxy.service
+dstack-certbot-rehearsal.timer dstack-certbot.service dstack-tproxy.socket dstack-tproxy-passthrough.socket dstack-tproxy-rpc.socket dstack-tproxy-control.socket dstack-tproxy.service dstack-ct-monitor.timer dstack-ct-monitor.service
 systemctl start dstack-kms.socket
 systemctl start dstack-teepod.socket
 systemctl start dstack-certbot.timer
@@ -71,12 +72,14 @@ systemctl start dstack-tproxy.socket
 systemctl start dstack-tproxy-passthrough.socket
 systemctl start dstack-tproxy-rpc.socket
 systemctl start dstack-tproxy-control.socket
+systemctl start dstack-ct-monitor.timer
 systemctl restart dstack-kms.service
 dstackctl kms bootstrap kms.a.b
 dstackctl kms trust (this host's, for all users of this host)
 systemctl restart dstack-teepod.service
 systemctl restart dstack-certbot.service
 systemctl restart dstack-tproxy.service
+systemctl restart dstack-ct-monitor.service
 dstackctl cert renew a.b";
     assert_eq!(commands(&goal(ACME), &fresh).join("\n"), expected);
     let steps = plan(&goal(ACME), &fresh);

@@ -3,7 +3,7 @@
 
 use super::answers::{Acme, Answers, Certificate, Dns, Ports};
 use super::draft::render;
-use super::units::{CERTBOT, Component, KMS, TEEPOD, TPROXY};
+use super::units::{CERTBOT, CT_MONITOR, Component, KMS, TEEPOD, TPROXY};
 use std::fmt::Write;
 use std::path::Path;
 use toml::Value;
@@ -51,6 +51,11 @@ pub fn files(answers: &Answers, gateway: Option<&str>) -> Vec<Wanted> {
             "/etc/dstack/certbot.toml.d/20-init.toml",
             &CERTBOT,
             answers.acme().map(|a| certbot(answers, a)),
+        ),
+        daemon(
+            "/etc/dstack/ct-monitor.toml.d/20-init.toml",
+            &CT_MONITOR,
+            answers.acme().filter(|a| is_logged(a)).map(|_| ct_monitor(answers)),
         ),
     ];
     all.extend(sockets(&answers.ports));
@@ -129,6 +134,19 @@ fn teepod(answers: &Answers) -> String {
         .key("base_domain", answers.base_domain.as_str())
         .key("port", u32::from(answers.ports.ingress))
         .0
+}
+
+/// Whether the authority's certificates are in public logs. Of one with a root of its own nobody keeps such a log, and one
+/// for tries is in logs that nobody reads.
+fn is_logged(acme: &Acme) -> bool {
+    acme.root.is_none() && acme.url != super::answers::LETSENCRYPT_STAGING
+}
+
+/// The keys that are ours are those of this host's ingress and of its certbot.
+fn ct_monitor(answers: &Answers) -> String {
+    let lines = Lines::new().key("domains", vec![answers.base_domain.clone()]);
+    let lines = lines.section("certbot").key("enabled", true).0;
+    format!("{lines}\n[[tproxy]]\nuri = \"https://127.0.0.1:{}\"\n", answers.ports.registration)
 }
 
 fn certbot(answers: &Answers, acme: &Acme) -> String {

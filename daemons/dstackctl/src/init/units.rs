@@ -51,8 +51,16 @@ pub const CERTBOT: Component = Component {
     holders: None,
 };
 
+/// The watch over certificates of unknown keys.
+pub const CT_MONITOR: Component = Component {
+    package: "dstack-ct-monitor",
+    service: "dstack-ct-monitor.service",
+    triggers: &["dstack-ct-monitor.timer"],
+    holders: None,
+};
+
 /// All, in the order in which they are restarted: who needs keys comes after who has them.
-pub const ALL: [&Component; 4] = [&KMS, &TEEPOD, &CERTBOT, &TPROXY];
+pub const ALL: [&Component; 5] = [&KMS, &TEEPOD, &CERTBOT, &TPROXY, &CT_MONITOR];
 
 /// The daemon of a unit.
 #[must_use]
