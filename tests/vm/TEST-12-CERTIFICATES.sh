@@ -92,3 +92,21 @@ refused "and red in the status" 'rehears' in_host dstackctl cert status
 check "the live one is untouched" equals "$SERIAL" shown serial
 in_host systemctl start bench-zones.service
 in_host systemctl reset-failed 'dstack-certbot-rehearsal.service'
+
+# --- an alarm for any other -----------------------------------------------------------------------
+# crt.sh's answers, from certificates in /run/crtsh, by a web server in the world outside.
+check "crt.sh has the live certificate" in_host_sh 'mkdir -p /run/crtsh; cp /var/lib/dstack/certbot/live/cert.pem /run/crtsh/1001.pem
+    systemd-run --quiet --collect --unit=crtsh -p NetworkNamespacePath=/run/netns/world busybox httpd -f -p 192.0.2.2:8081 -h /srv/dstack/tests/apps/crtsh
+    printf "domains = [\"apps.test\"]\n[crtsh]\nurl = \"http://192.0.2.2:8081\"\n[certbot]\nenabled = true\n[[tproxy]]\nuri = \"https://127.0.0.1:9070\"\n" \
+        >/etc/dstack/ct-monitor.toml.d/60-bench.toml; systemctl restart dstack-ct-monitor.service'
+HOST_TIMEOUT=90 check "whose key is known" in_host dstackctl ct check
+check "no alert" equals '[]' in_host_sh 'dstackctl --json ct alerts | jq -c .'
+check "somebody gets a certificate for the domain" in_host_sh 'openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj /CN=evil \
+    -addext "subjectAltName=DNS:*.apps.test" -keyout /dev/null -out /run/crtsh/1002.pem 2>&1'
+HOST_TIMEOUT=90 refused "the next check says so" 'unknown|alert' in_host dstackctl ct check
+check "in the journal, with a message id" matches 'MESSAGE_ID' in_host_sh 'journalctl -o json -u dstack-ct-monitor.service | jq -r "select(.MESSAGE_ID and .PRIORITY <= \"3\") | \"MESSAGE_ID \" + .MESSAGE"'
+HOST_TIMEOUT=90 check "once" in_host dstackctl ct check
+check "killed, it remembers" in_host_sh 'systemctl kill --signal=KILL dstack-ct-monitor.service; systemctl start dstack-ct-monitor.service; [ "$(dstackctl --json ct alerts | jq length)" = 1 ]'
+HOST_TIMEOUT=90 refused "the original's command line finds it too" '.' in_host_sh 'dstack-ct-monitor -t https://127.0.0.1:9070/prpc -d apps.test --once --crtsh http://192.0.2.2:8081 2>&1'
+check "remove the app" vm_remove cert
+check "no unit failed" equals "" in_host_sh 'systemctl stop crtsh; systemctl reset-failed "dstack-vm@*" "dstack-ct-monitor-check*" || :; systemctl --failed --no-legend --plain'
