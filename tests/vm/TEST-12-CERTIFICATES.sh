@@ -11,11 +11,10 @@ set -eu
 ANSWERS=/srv/dstack/tests/answers/acme.toml
 CERTBOT=(org.dstack.certbot1 /org/dstack/certbot1 org.dstack.certbot1.Manager)
 ROOT=/run/acme-root.pem
-URL=https://foo.apps.test:9443/
 
 dig() { in_host kdig +short @192.0.2.3 "$@"; }
 # shown FIELD: what a client sees of the certificate.
-shown() { in_host_sh 'echo | openssl s_client -connect 192.0.2.1:9443 -servername foo.apps.test 2>/dev/null | openssl x509 -noout "-$1"' "$1"; }
+shown() { in_host_sh 'echo | openssl s_client -connect 192.0.2.1:9443 -servername "$2.apps.test" 2>/dev/null | openssl x509 -noout "-$1"' "$1" "$APP"; }
 is_clean() { equals "" dig TXT _acme-challenge.apps.test; }
 no_guards() { ! dig CAA apps.test | grep -F '";"'; }
 account() { in_host_sh 'busctl --json=short get-property "$@" AccountUri | jq -r .data' "${CERTBOT[@]}"; }
@@ -26,7 +25,8 @@ in_host_sh 'rm -f /etc/dstack/*.toml.d/50-bench.toml /etc/dstack/*.toml.d/60-* /
     systemctl restart dstack-kms.service dstack-teepod.service dstack-tproxy.service' || :
 
 # --- set-up ---------------------------------------------------------------------------------------
-check "without settings the units say what to do" matches 'dstackctl init' in_host systemctl status --no-pager -n 0 dstack-tproxy dstack-certbot
+check "without settings the units say what to do" matches 'dstackctl init' in_host_sh 'busctl introspect org.dstack.certbot1 / >/dev/null; busctl introspect org.dstack.tproxy1 / >/dev/null
+    systemctl status --no-pager -n 0 dstack-tproxy dstack-certbot || :'
 check "dstackctl init shows what it would do" matches '20-init.toml' in_host dstackctl init --answers "$ANSWERS" --dry-run
 refused "and has not done it" 'No such file' in_host ls /etc/dstack/certbot.toml.d/20-init.toml
 refused "a wrong answer is named" 'base_domain' in_host_sh 'sed "s/apps.test/not..a..name/" "$1" >/root/wrong.toml; dstackctl init --answers /root/wrong.toml --yes' "$ANSWERS"
@@ -37,11 +37,14 @@ HOST_TIMEOUT=120 check "the same again" matches '[Nn]othing to change' in_host d
 check "changes nothing" unchanged "$BEFORE" files
 check "the token is encrypted, and root's" in_host_sh '[ "$(stat -c "%U %a" /etc/credstore.encrypted/certbot-tsig)" = "root 600" ]; ! grep -q YmVuY2gt /etc/credstore.encrypted/certbot-tsig'
 
-# --- the certificate ------------------------------------------------------------------------------
+# --- an app, behind the certificate ----------------------------------------------------------------
+must "an app" in_host_sh 'dstackctl deploy "$1" --name cert -c 1 -m 1536M --key-provider kms --registry-insecure "$2" --no-wait' /srv/dstack/tests/apps/ingress/docker-compose.yaml "$REGISTRY"
+HOST_TIMEOUT=400 TAIL=40 must "is up" in_host dstackctl vm wait cert
+APP=$(vm_field cert app_id)
 must "the root of the authority" in_host_sh 'curl -sS -f --cacert /etc/pebble/ca.pem https://acme.test:15000/roots/0 >"$1"; openssl x509 -in "$1" -noout -subject' "$ROOT"
-check "clients see its certificate" matches 'Pebble' eventually 20 shown issuer
+check "clients see its certificate" matches 'Pebble' eventually 100 shown issuer
 check "for every app" matches 'DNS:\*.apps.test' shown 'ext=subjectAltName'
-check "and trust it" in_host_sh 'echo | openssl s_client -connect 192.0.2.1:9443 -servername foo.apps.test -verify_hostname foo.apps.test -CAfile "$1" -verify_return_error' "$ROOT"
+check "and trust it" in_host_sh 'echo | openssl s_client -connect 192.0.2.1:9443 -servername "$2.apps.test" -verify_hostname "$2.apps.test" -CAfile "$1" -verify_return_error' "$ROOT" "$APP"
 ACCOUNT=$(account)
 check "CAA lets this account alone issue" matches "issuewild \"[^;]+; ?validationmethods=dns-01; ?accounturi=$ACCOUNT\"|issuewild.*accounturi=$ACCOUNT" dig CAA apps.test
 check "no guard is left" no_guards
@@ -52,15 +55,12 @@ check "tproxy tells the account and the keys to whoever asks" matches "$ACCOUNT"
 check "doctor is content" matches 'ok +ingress' in_host_sh 'dstackctl doctor || :'
 
 # --- renewal, under load --------------------------------------------------------------------------
-must "an app" in_host_sh 'dstackctl deploy "$1" --name cert -c 1 -m 1536M --key-provider kms --registry-insecure "$2" --no-wait' /srv/dstack/tests/apps/ingress/docker-compose.yaml "$REGISTRY"
-HOST_TIMEOUT=400 TAIL=40 must "is up" in_host dstackctl vm wait cert
-APP=$(vm_field cert app_id)
 must "and is reached by its name" eventually 100 in_host curl -sS -f --max-time 15 --cacert "$ROOT" "https://$APP-80.apps.test:9443/hello"
 CERTS_ROOT=$ROOT
 must "requests by four clients" load_start "https://$APP.apps.test:9443/hello" "$CERTS_ROOT"
 SERIAL=$(shown serial) KEY=$(shown pubkey)
 HOST_TIMEOUT=180 check "dstackctl cert renew" in_host dstackctl cert renew --force
-check "clients see another certificate" eventually 20 in_host_sh '[ "$(echo | openssl s_client -connect 192.0.2.1:9443 -servername foo.apps.test 2>/dev/null | openssl x509 -noout -serial)" != "$1" ]' "$SERIAL"
+check "clients see another certificate" eventually 20 in_host_sh '[ "$(echo | openssl s_client -connect 192.0.2.1:9443 -servername "$2.apps.test" 2>/dev/null | openssl x509 -noout -serial)" != "$1" ]' "$SERIAL" "$APP"
 check "with another key" test "$(shown pubkey)" != "$KEY"
 check "and no request was lost" lost_at_most 0
 check "both keys are told to auditors" equals 2 in_host_sh 'curl -sk https://127.0.0.1:9070/prpc/Tproxy.AcmeInfo?json | jq ".hist_keys // .historical_keys | length"'
