@@ -78,6 +78,7 @@ in_host systemctl stop bench-zones.service
 HOST_TIMEOUT=240 refused "without its name server a renewal fails in words" 'apps.test|192.0.2.3|DNS' in_host dstackctl cert renew --force
 check "and clients see what they saw" matches 'Pebble' shown issuer
 check "the name server is back" in_host systemctl start bench-zones.service
+HOST_TIMEOUT=180 check "and so are renewals" in_host dstackctl cert renew --force
 
 # --- rehearsal ------------------------------------------------------------------------------------
 check "rehearse at the same authority" in_host_sh 'printf "[rehearsal]\nacme_url = \"https://acme.test:14000/dir\"\nacme_root = \"/etc/pebble/ca.pem\"\n" >/etc/dstack/certbot.toml.d/60-rehearsal.toml

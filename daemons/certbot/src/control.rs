@@ -2,7 +2,7 @@
 //! Reading the settings, also again, and what the daemon says of itself.
 
 use crate::assemble::{self, AssembleError};
-use crate::bus::manager;
+use crate::bus::rows;
 use crate::engine::Engine;
 use crate::settings::{Input, Settings};
 use dstack_service::config::{self, Directories};
@@ -81,7 +81,7 @@ impl Control {
     #[must_use]
     pub fn status(&self) -> String {
         match self.engine() {
-            Ok(engine) => manager::sentence(&engine),
+            Ok(engine) => rows::sentence(&engine),
             Err(why) => why,
         }
     }

@@ -6,6 +6,7 @@
 //! (`libfuzzer/README.md`).
 
 pub mod bodies;
+pub mod certbot;
 pub mod ct;
 pub mod evidence;
 pub mod measure;
@@ -64,6 +65,11 @@ pub const TARGETS: &[Target] = &[
     Target { name: "encrypted_env", run: bodies::encrypted_env, samples: bodies::encrypted_env_samples },
     Target { name: "prpc_body", run: bodies::prpc_body, samples: bodies::prpc_body_samples },
     Target { name: "wireguard", run: wireguard::wireguard, samples: wireguard::wireguard_samples },
+    Target { name: "acme_account", run: certbot::acme_account, samples: certbot::acme_account_samples },
+    Target { name: "acme_directory", run: certbot::acme_directory, samples: certbot::acme_directory_samples },
+    Target { name: "cert_name", run: certbot::cert_name, samples: certbot::cert_name_samples },
+    Target { name: "cloudflare", run: certbot::cloudflare, samples: certbot::cloudflare_samples },
+    Target { name: "dns_answer", run: certbot::dns_answer, samples: certbot::dns_answer_samples },
     Target {
         name: "wireguard_uapi",
         run: wireguard::wireguard_uapi,

@@ -5,6 +5,7 @@ pub mod errors;
 pub mod introspect;
 pub mod job;
 pub mod manager;
+pub mod rows;
 pub mod secret;
 pub mod work;
 

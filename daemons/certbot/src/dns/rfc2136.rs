@@ -157,7 +157,7 @@ impl Provider for Rfc2136 {
 
     fn add<'a>(&'a self, name: &'a DnsName, data: &'a Data) -> BoxFuture<'a, Result<(), DnsError>> {
         Box::pin(async move {
-            let record = Record::from_rdata(wire::wire_name(name)?, TTL, wire::rdata(data));
+            let record = wire::record(wire::wire_name(name)?, TTL, data);
             self.update(name, record).await
         })
     }
@@ -165,7 +165,7 @@ impl Provider for Rfc2136 {
     /// RFC 2136, 2.5.4: one record of a set, by class NONE and lifetime 0.
     fn remove<'a>(&'a self, name: &'a DnsName, data: &'a Data) -> BoxFuture<'a, Result<(), DnsError>> {
         Box::pin(async move {
-            let mut record = Record::from_rdata(wire::wire_name(name)?, 0, wire::rdata(data));
+            let mut record = wire::record(wire::wire_name(name)?, 0, data);
             record.dns_class = DNSClass::NONE;
             self.update(name, record).await
         })

@@ -7,7 +7,7 @@ use crate::limits::{MESSAGE_MAX, QUESTION, RECORDS_MAX};
 use crate::names::DnsName;
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::{CAA, TXT};
-use hickory_proto::rr::{Name, RData, RecordType};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
@@ -170,6 +170,15 @@ pub fn rdata(data: &Data) -> RData {
             RData::CAA(rdata)
         }
     }
+}
+
+/// What the header of an answer says.
+pub const RESPONSE: MessageType = MessageType::Response;
+
+/// A record.
+#[must_use]
+pub fn record(name: Name, ttl: u32, data: &Data) -> Record {
+    Record::from_rdata(name, ttl, rdata(data))
 }
 
 /// The type of a kind.

@@ -83,10 +83,7 @@ impl Engine {
     ) -> Result<Vec<Caa>, EngineError> {
         let issuer = match &self.settings().issuer {
             Some(issuer) => issuer.clone(),
-            None => {
-                let names = acme.directory().await?.caa_identities;
-                names.into_iter().next().ok_or_else(|| EngineError::NoIssuer(account.directory.clone()))?
-            }
+            None => issuer_of(acme.directory().await?.caa_identities, &account.directory)?,
         };
         Ok(caa::wanted(&issuer, &account.id)?.to_vec())
     }
@@ -180,10 +177,44 @@ impl Engine {
     }
 }
 
+/// The authority's own word, or else the host of its directory: a private authority often says nothing. One that goes by
+/// another name refuses to issue, in words, and the rehearsal finds that.
+fn issuer_of(identities: Vec<String>, directory: &str) -> Result<String, EngineError> {
+    if let Some(first) = identities.into_iter().next() {
+        return Ok(first);
+    }
+    let host = directory.parse::<::http::Uri>().ok().and_then(|uri| uri.host().map(str::to_ascii_lowercase));
+    let is_name =
+        |host: &String| host.parse::<std::net::IpAddr>().is_err() && host.parse::<DnsName>().is_ok();
+    let host = host.filter(is_name).ok_or_else(|| EngineError::NoIssuer(directory.to_owned()))?;
+    tracing::debug!("{directory} does not say by which name CAA records mean it; {host} is taken");
+    Ok(host)
+}
+
 fn tell(name: &DnsName, plan: &Plan) {
     for caa in &plan.foreign {
         tracing::warn!(
             "{name} has CAA {caa}, which lets others issue; remove it, or set foreign_caa in certbot.toml"
         );
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_issuer_is_what_the_authority_says_or_its_host() {
+        let issuer =
+            |said: &[&str], url: &str| issuer_of(said.iter().map(|s| (*s).to_owned()).collect(), url);
+        assert_eq!(
+            issuer(&["letsencrypt.org", "le.example"], "https://acme.example/d").unwrap(),
+            "letsencrypt.org"
+        );
+        assert_eq!(issuer(&[], "https://ACME.example:14000/dir").unwrap(), "acme.example");
+        for url in ["https://127.0.0.1:14000/dir", "https://localhost/dir", "https://[::1]/dir"] {
+            assert!(issuer(&[], url).unwrap_err().to_string().contains("issuer"), "{url}");
+        }
     }
 }

@@ -5,12 +5,15 @@ pub mod challenge;
 pub mod guard;
 pub mod order;
 pub mod rehearsal;
+pub mod seen;
 pub mod state;
+
+pub use seen::View;
 
 use crate::account::{self, AccountError, Credentials};
 use crate::acme::{Acme, AcmeError, ExternalAccount};
 use crate::caa::CaaError;
-use crate::certificate::{self, Leaf, Pair};
+use crate::certificate::{self, Pair};
 use crate::dns::authority::Servers;
 use crate::dns::{DnsError, Provider};
 use crate::files::FileError;
@@ -20,7 +23,6 @@ use crate::renewal::{self, Decision, Known, Reason};
 use crate::settings::{Certificate, Settings};
 use crate::workdir::Workdir;
 use state::Renewal;
-use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -146,17 +148,6 @@ pub enum Outcome {
     },
     /// It stays until then, Unix seconds.
     Fresh(i64),
-}
-
-/// What can be seen of a certificate.
-#[derive(Debug)]
-pub struct View {
-    /// As it is to be.
-    pub wanted: Certificate,
-    /// The live one; a sentence when it cannot be read.
-    pub live: Result<Option<Leaf>, String>,
-    /// Failures and suggestions; a sentence when they cannot be read.
-    pub renewal: Result<Renewal, String>,
 }
 
 impl Engine {
@@ -351,65 +342,5 @@ impl Engine {
             }
             Err(error) => tracing::warn!("when to renew is decided by age: {error}"),
         }
-    }
-
-    /// What can be seen of all certificates, without changing anything.
-    #[must_use]
-    pub fn views(&self) -> Vec<View> {
-        let each = self.settings().certificates.iter().map(|wanted| {
-            let place = self.place(&wanted.domain);
-            let live =
-                Workdir::existing(&place).live().map(|pair| pair.map(|p| p.leaf)).map_err(|e| e.to_string());
-            let renewal = Renewal::load(&Workdir::existing(&place)).map_err(|e| e.to_string());
-            View { wanted: wanted.clone(), live, renewal }
-        });
-        each.collect()
-    }
-
-    /// The live chain and key of a certificate.
-    ///
-    /// # Errors
-    /// [`EngineError`].
-    pub fn live(&self, domain: &str) -> Result<Option<Pair>, EngineError> {
-        let wanted = self.select(domain)?;
-        let Some(first) = wanted.first() else { return Ok(None) };
-        Ok(Workdir::existing(&self.place(&first.domain)).live()?)
-    }
-
-    /// Every public key that was in a certificate, of one or of all, SubjectPublicKeyInfo in DER, sorted.
-    ///
-    /// # Errors
-    /// [`EngineError`].
-    pub fn history(&self, domain: &str) -> Result<Vec<Vec<u8>>, EngineError> {
-        let mut keys = BTreeSet::new();
-        for wanted in self.select(domain)? {
-            keys.extend(Workdir::existing(&self.place(&wanted.domain)).history()?);
-        }
-        if domain.is_empty() {
-            keys.extend(self.retired()?);
-        }
-        Ok(keys.into_iter().collect())
-    }
-
-    /// Keys of certificates that the settings do not name any more.
-    fn retired(&self) -> Result<BTreeSet<Vec<u8>>, EngineError> {
-        let directory = self.parts().workdir.join("domains");
-        let entries = match std::fs::read_dir(&directory) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
-            other => other.map_err(FileError::at(&directory))?,
-        };
-        let mut keys = Workdir::existing(&self.parts().workdir).history()?;
-        for entry in entries.take(crate::limits::CERTIFICATES_MAX) {
-            keys.extend(Workdir::existing(&entry.map_err(FileError::at(&directory))?.path()).history()?);
-        }
-        Ok(keys)
-    }
-
-    /// URL of the account; `None` when there is none yet.
-    ///
-    /// # Errors
-    /// [`EngineError`].
-    pub fn account_uri(&self) -> Result<Option<String>, EngineError> {
-        Ok(account::read(&self.parts().workdir)?.map(|found| found.id))
     }
 }

@@ -167,7 +167,7 @@ fn a_new_token_is_tried_at_once_and_a_missing_certificate_is_ordered() {
 fn without_acme_certbot_gets_no_settings_and_is_not_started() {
     let (acme, plain) = (goal(ACME), goal(PLAIN));
     let commands = commands(&plain, &settled(&acme));
-    assert_eq!(commands[0], "rm /etc/dstack/certbot.toml.d/20-init.toml");
+    assert!(commands.contains(&"rm /etc/dstack/certbot.toml.d/20-init.toml".to_owned()));
     assert!(commands.contains(&"systemctl try-restart dstack-certbot.service".to_owned()));
     let off = State { loaded: true, active: false, enabled: false };
     let mut found = settled(&plain);

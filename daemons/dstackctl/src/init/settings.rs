@@ -112,6 +112,10 @@ fn tproxy(answers: &Answers) -> String {
     if let Certificate::Files { chain, key } = &answers.certificate {
         lines = lines.key("cert_chain", text(chain)).key("cert_key", text(key));
     }
+    if answers.acme().is_some() {
+        // Also where files of before are still there.
+        lines = lines.section("certbot").key("domain", answers.base_domain.as_str());
+    }
     let wireguard = &answers.wireguard;
     lines
         .section("wg")
