@@ -95,7 +95,7 @@ pub enum Certificate {
         key: PathBuf,
     },
     /// dstack-certbot orders it.
-    Acme(Acme),
+    Acme(Box<Acme>),
 }
 
 /// An order by ACME.

@@ -197,7 +197,7 @@ pub(super) fn certificate(given: &draft::Certificate) -> Result<Certificate, Ans
             chain: needed_path("certificate.chain", given.chain.as_deref())?,
             key: needed_path("certificate.key", given.key.as_deref())?,
         }),
-        "acme" => acme(given).map(Certificate::Acme),
+        "acme" => acme(given).map(|acme| Certificate::Acme(Box::new(acme))),
         other => wrong(
             "certificate.source",
             format!("{other:?} is not known; write \"acme\", \"files\" or \"none\""),
