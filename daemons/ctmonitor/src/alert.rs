@@ -4,7 +4,7 @@
 use crate::certificate::{Certificate, CertificateError, KeyId, printable};
 use crate::domain::Domain;
 use crate::head::Lie;
-use crate::limits::ALERTS_MAX;
+use crate::limits::{ACKNOWLEDGED_MAX, ALERTS_MAX};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -206,6 +206,9 @@ pub enum BookError {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Book {
     alerts: BTreeMap<String, Alert>,
+    /// Ids of alerts that were acknowledged and made room for others.
+    #[serde(default)]
+    acknowledged: BTreeSet<String>,
 }
 
 impl Book {
@@ -215,7 +218,8 @@ impl Book {
     /// [`BookError::Full`].
     pub fn note(&mut self, alert: Alert) -> Result<bool, BookError> {
         let again = alert.kind == Kind::Blind;
-        if self.alerts.get(&alert.id).is_some_and(|old| !again || old.settled == 0) {
+        let is_kept = self.alerts.get(&alert.id).is_some_and(|old| !again || old.settled == 0);
+        if is_kept || self.acknowledged.contains(&alert.id) {
             return Ok(false);
         }
         if self.alerts.len() >= ALERTS_MAX && !self.forget_one() {
@@ -225,12 +229,22 @@ impl Book {
         Ok(true)
     }
 
-    /// Makes room by the oldest settled one: a key that is known alerts no more. Acknowledged ones stay, or they would
-    /// alert again.
+    /// Makes room by the oldest one that is over: a settled one, or else an acknowledged one. Of an acknowledged one the id
+    /// stays, or it would alert again. Those of blindness are few, and must be there when it ends.
     fn forget_one(&mut self) -> bool {
-        let settled = self.alerts.values().filter(|a| a.settled > 0);
-        let oldest = settled.min_by_key(|a| a.settled).map(|a| a.id.clone());
-        oldest.is_some_and(|id| self.alerts.remove(&id).is_some())
+        let has_room = self.acknowledged.len() < ACKNOWLEDGED_MAX;
+        let may_go = |a: &&Alert| match a.kind {
+            Kind::Blind => a.settled > 0,
+            _ if a.acknowledged > 0 => has_room,
+            _ => a.settled > 0,
+        };
+        let over = self.alerts.values().filter(may_go);
+        let oldest = over.min_by_key(|a| (a.settled == 0, a.settled, a.acknowledged)).map(|a| a.id.clone());
+        let Some(gone) = oldest.and_then(|id| self.alerts.remove(&id)) else { return false };
+        if gone.acknowledged > 0 && gone.kind != Kind::Blind {
+            self.acknowledged.insert(gone.id);
+        }
+        true
     }
 
     /// All alerts, the newest first.

@@ -90,6 +90,32 @@ fn p15_alerts_are_bounded_and_none_is_lost_unseen() {
 }
 
 #[test]
+fn acknowledged_alerts_make_room_and_are_not_told_again() {
+    let mut book = Book::default();
+    let alert = |n: usize| Alert { kind: Kind::UnknownKey, ..Alert::blind(&n.to_string(), 0, "", 0) };
+    for n in 0..ALERTS_MAX {
+        assert!(book.note(alert(n)).unwrap());
+    }
+    book.acknowledge(&alert(7).id, 1).unwrap();
+    assert!(book.note(alert(ALERTS_MAX)).unwrap());
+    assert!(book.list().iter().all(|kept| kept.id != alert(7).id), "it made room");
+    let stored = serde_json::to_string(&book).unwrap();
+    let mut book: Book = serde_json::from_str(&stored).unwrap();
+    assert!(!book.note(alert(7)).unwrap(), "acknowledged is not forgotten");
+    assert_eq!(book.note(alert(ALERTS_MAX + 1)), Err(BookError::Full), "the others wait for somebody");
+    let blind = Alert::blind("crt.sh", 0, "", 0);
+    book.acknowledge(&alert(8).id, 1).unwrap();
+    assert!(book.note(blind.clone()).unwrap());
+    book.acknowledge(&blind.id, 2).unwrap();
+    assert_eq!(book.note(alert(ALERTS_MAX + 1)), Err(BookError::Full), "it may still begin anew");
+}
+
+#[test]
+fn a_book_of_before_is_read() {
+    assert_eq!(serde_json::from_str::<Book>(r#"{"alerts":{}}"#).unwrap(), Book::default());
+}
+
+#[test]
 fn lies_are_told_once_per_log_and_kind() {
     let alert = |log: &str, lie: Lie| Alert::log_lies(log, "Argon", &lie, "evidence", 0).id;
     assert_eq!(alert("a", Lie::Entries("x".into())), alert("a", Lie::Entries("y".into())));

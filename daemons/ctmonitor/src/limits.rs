@@ -31,6 +31,8 @@ pub const TEXT_SHOWN: usize = 256;
 
 /// Most alerts that are kept: those that nobody has acknowledged are never dropped for new ones.
 pub const ALERTS_MAX: usize = 1000;
+/// Most acknowledged alerts of which the id alone is remembered, so that they are not told again.
+pub const ACKNOWLEDGED_MAX: usize = 16_384;
 
 /// Largest signed tree head or checkpoint, bytes.
 pub const HEAD_MAX: usize = 64 * 1024;

@@ -14,6 +14,7 @@ use dstack_service::jobs::Context;
 use dstack_service::logging::message_id;
 use dstack_service::state::StateError;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc;
 
@@ -90,6 +91,8 @@ struct Inner {
     book: Mutex<Book>,
     view: Mutex<View>,
     told: mpsc::UnboundedSender<Alert>,
+    /// Alerts of this check that found no room.
+    unkept: AtomicUsize,
     turn: tokio::sync::Mutex<()>,
     clock: Clock,
 }
@@ -109,6 +112,7 @@ impl Engine {
             book: Mutex::new(book),
             view: Mutex::new(view),
             told,
+            unkept: AtomicUsize::new(0),
             turn: tokio::sync::Mutex::new(()),
             clock,
         };
@@ -161,6 +165,7 @@ impl Engine {
         // What a killed run noted and could not tell any more.
         let mut summary = Summary { new_alerts: inner.tell()?, ..Summary::default() };
         let result = inner.check(context, &mut summary).await;
+        summary.troubles.extend(inner.overflow());
         let now = (inner.clock)();
         let error = match &result {
             Ok(()) => summary.troubles.join("; "),
@@ -199,11 +204,7 @@ impl Inner {
     /// Tells journal and bus what they have not been told.
     fn tell(&self) -> Result<Vec<Alert>, Refusal> {
         let alerts = self.book.lock().unwrap_or_else(PoisonError::into_inner).untold();
-        for alert in &alerts {
-            log(alert);
-            // Nobody listens in tests and on the command line.
-            drop(self.told.send(alert.clone()));
-        }
+        alerts.iter().for_each(|alert| self.say(alert));
         self.with_book(|book| {
             book.told(&alerts);
             Ok(())
@@ -257,13 +258,33 @@ impl Inner {
         Ok(keys_of(&told))
     }
 
-    /// Notes alerts, then tells them; gives those that are new.
+    /// Notes alerts, then tells them; gives those that are new. Those that cannot be kept are told all the same: a full
+    /// book makes nobody deaf.
     fn alert(&self, alerts: Vec<Alert>) -> Result<Vec<Alert>, Refusal> {
         if alerts.is_empty() {
             return Ok(Vec::new());
         }
-        self.with_book(|book| alerts.into_iter().try_for_each(|alert| Ok(book.note(alert).map(drop)?)))?;
-        self.tell()
+        let unkept: Vec<Alert> = self.with_book(|book| {
+            Ok(alerts.into_iter().filter(|alert| book.note(alert.clone()).is_err()).collect())
+        })?;
+        self.unkept.fetch_add(unkept.len(), Ordering::Relaxed);
+        unkept.iter().for_each(|alert| self.say(alert));
+        let mut new = self.tell()?;
+        new.extend(unkept);
+        Ok(new)
+    }
+
+    /// To the journal and the bus.
+    fn say(&self, alert: &Alert) {
+        log(alert);
+        // Nobody listens in tests and on the command line.
+        drop(self.told.send(alert.clone()));
+    }
+
+    /// The trouble of alerts since the last call that could not be kept.
+    fn overflow(&self) -> Option<String> {
+        let count = self.unkept.swap(0, Ordering::Relaxed);
+        (count > 0).then(|| format!("{count} alerts are in the journal only: {}", BookError::Full))
     }
 }
 

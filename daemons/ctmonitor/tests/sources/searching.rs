@@ -4,8 +4,11 @@
 use crate::certs::issue;
 use crate::crtsh::Crtsh;
 use crate::server::{Handler, Reply, Server};
-use crate::world::{NAMES, OTHERS, OURS, THEIRS, World, http, ids, keys, search};
+use crate::world::{NAMES, OTHERS, OURS, THEIRS, World, http, ids, keys, ours, search};
+use dstack_ctmonitor::alert::{Alert, Book};
+use dstack_ctmonitor::head::Lie;
 use dstack_ctmonitor::http::{Base, Http};
+use dstack_ctmonitor::limits::ALERTS_MAX;
 use dstack_ctmonitor::store::Store;
 use std::sync::Arc;
 
@@ -36,6 +39,34 @@ async fn every_unknown_key_alerts_once_and_none_hides_another() {
     assert_eq!(alert.names, ["b.org", "x.apps.example.com"]);
     assert!(alert.place.ends_with("/?id=14666084000") && alert.issuer.contains("Test CA"), "{alert:?}");
     assert!(alert.text.contains("precertificate"), "{alert:?}");
+}
+
+#[tokio::test]
+async fn a_full_book_neither_silences_alerts_nor_stops_other_sources() {
+    let (one, two) = (Crtsh::start().await, Crtsh::start().await);
+    one.list(1, issue(&THEIRS, &NAMES, 1, 0, false));
+    two.list(1, issue(&OTHERS, &NAMES, 2, 0, false));
+    let (mut book, store) = (Book::default(), Store::memory());
+    for n in 0..ALERTS_MAX {
+        let lie = Lie::Forked;
+        book.note(Alert::log_lies(&n.to_string(), "Argon", &lie, "evidence", 1)).unwrap();
+    }
+    book.told(&book.untold());
+    store.put_book(&book).unwrap();
+    let sources = vec![search(&one.server.url, false, 9), search(&two.server.url, false, 9)];
+    let world = World::with(sources, vec![ours()], false, store);
+    let summary = world.check().await;
+    assert_eq!(ids(&summary.new_alerts), keys(&[&THEIRS, &OTHERS]), "{summary:?}");
+    assert_eq!(summary.looked_at, 2, "{summary:?}");
+    assert!(world.engine.view().check.error.starts_with("2 alerts are in the journal only"), "{summary:?}");
+    // Each is said once, and with room the next is kept again.
+    assert!(world.check().await.new_alerts.is_empty());
+    assert_eq!(world.engine.view().check.error, "");
+    world.engine.acknowledge(&book.list()[0].id).unwrap();
+    let late = rcgen::KeyPair::generate().unwrap();
+    two.list(2, issue(&late, &NAMES, 3, 0, false));
+    assert_eq!(ids(&world.check().await.new_alerts), keys(&[&late]));
+    assert!(world.engine.alerts().iter().any(|kept| kept.id == keys(&[&late])[0]));
 }
 
 #[tokio::test]
