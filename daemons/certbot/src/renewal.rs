@@ -142,7 +142,8 @@ impl Failures {
     /// One more, with what the authority said.
     #[must_use]
     pub fn another(self, now: i64, not_before: Option<i64>) -> Self {
-        Self { count: self.count.saturating_add(1), last: now, not_before: not_before.unwrap_or(0) }
+        let not_before = not_before.map_or(0, |until| until.min(furthest(now)));
+        Self { count: self.count.saturating_add(1), last: now, not_before }
     }
 
     /// When it may be tried again. Somebody who forces it only has to wait for the authority.
@@ -151,15 +152,19 @@ impl Failures {
         let doubled =
             BACKOFF_FIRST.saturating_mul(1_i64.checked_shl(self.count.saturating_sub(1)).unwrap_or(i64::MAX));
         let pause = if self.count == 0 || forced { 0 } else { doubled.clamp(BACKOFF_FIRST, BACKOFF_LAST) };
-        // After a jump back of the clock the last failure is in the future; it counts as now at most.
-        let until = self.last.min(now).saturating_add(pause).max(self.believable(now));
+        // What is in the future was written before the clock was set back. It is no pause, or it would begin anew at each
+        // look; the next failure is written by the clock of now.
+        let paused = if self.last > now { 0 } else { self.last.saturating_add(pause) };
+        let told = if self.not_before > furthest(now) { 0 } else { self.not_before };
+        let until = paused.max(told);
         (until > now).then_some(until)
     }
+}
 
-    fn believable(&self, now: i64) -> i64 {
-        let most = i64::try_from(crate::limits::RETRY_AFTER_MAX.as_secs()).unwrap_or(i64::MAX);
-        self.not_before.min(now.saturating_add(most))
-    }
+/// The last moment until which an authority is believed.
+fn furthest(now: i64) -> i64 {
+    let most = i64::try_from(crate::limits::RETRY_AFTER_MAX.as_secs()).unwrap_or(i64::MAX);
+    now.saturating_add(most)
 }
 
 #[cfg(test)]

@@ -56,14 +56,22 @@ fn p24_a_clock_that_jumped_neither_hammers_nor_waits_for_ever() {
     assert_eq!(failed.until(NOW, false), Some(NOW + 900));
     assert_eq!(failed.until(NOW + 900, false), None);
     assert_eq!(failed.until(NOW, true), None);
-    // Set back by a year: it waits its pause, not the year.
-    assert_eq!(failed.until(NOW - 365 * DAY, false), Some(NOW - 365 * DAY + 900));
+    // Set back by a year: it is tried at once, and waits one pause after that, not the year and not for ever.
+    let then = NOW - 365 * DAY;
+    let told = Failures::default().another(NOW, Some(NOW + 7200));
+    for before in [failed, told] {
+        assert_eq!(before.until(then, false), None);
+        let again = before.another(then, None);
+        assert_eq!(again.until(then + 1799, false), Some(then + 1800), "its second failure");
+        assert_eq!(again.until(then + 1800, false), None);
+    }
     let many = Failures { count: 60, ..failed };
     assert_eq!(many.until(NOW, false), Some(NOW + DAY));
     let told = Failures::default().another(NOW, Some(NOW + 7200));
     assert_eq!(told.until(NOW, true), Some(NOW + 7200));
     let absurd = Failures::default().another(NOW, Some(i64::MAX));
     assert_eq!(absurd.until(NOW, true), Some(NOW + 7 * DAY));
+    assert_eq!(absurd.until(NOW + 7 * DAY - 1, true), Some(NOW + 7 * DAY), "the same moment at each look");
     assert!(is_suggestion_old(NOW, None));
     let suggestion = |ask_again| Suggested { start: 0, end: 1, ask_again };
     assert!(!is_suggestion_old(NOW, Some(&suggestion(NOW + 60))));
