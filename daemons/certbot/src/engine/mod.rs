@@ -322,7 +322,10 @@ impl Engine {
         Known {
             validity: live.map(|pair| pair.leaf.validity),
             fits: live.is_some_and(|pair| pair.leaf.names == wanted.names) && same_authority,
-            suggested: renewal.suggested,
+            // Of the one before it says nothing.
+            suggested: renewal.suggested.filter(|_| {
+                live.is_some_and(|pair| renewal.suggested_for.as_deref() == Some(&pair.leaf.serial))
+            }),
             spread: live.map_or(0, |pair| pair.leaf.spread()),
         }
     }

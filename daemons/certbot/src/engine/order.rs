@@ -87,6 +87,7 @@ impl Engine {
         };
         renewal.directory = Some(account.directory.clone());
         renewal.error.clear();
+        (renewal.suggested, renewal.suggested_for) = (None, None);
         renewal.store(workdir)?;
         forget(workdir)?;
         observer.step("order: forgotten");

@@ -4,8 +4,10 @@
 use crate::servers::kdig;
 use crate::world::{EXTERNAL, World, engine, maintain};
 use dstack_certbot::account;
+use dstack_certbot::engine::state::Renewal;
 use dstack_certbot::engine::{EngineError, Outcome, Silent};
-use dstack_certbot::renewal::Reason;
+use dstack_certbot::renewal::{Reason, Suggested};
+use dstack_certbot::workdir::Workdir;
 
 #[tokio::test]
 async fn a_wildcard_certificate_is_issued_and_renewed_with_a_new_key() {
@@ -43,6 +45,34 @@ async fn the_key_is_kept_when_it_is_to_be() {
     maintain(&engine, true).await.unwrap();
     let second = world.check(&engine);
     assert!(first.public_key == second.public_key && first.serial != second.serial);
+}
+
+/// What was suggested for the certificate of before would have the new one renewed at each look.
+#[tokio::test]
+async fn a_suggestion_is_for_one_certificate() {
+    let mut world = World::new();
+    let engine = world.engine();
+    maintain(&engine, false).await.unwrap();
+    let first = world.check(&engine);
+    let workdir = Workdir::existing(&world.path("work"));
+    let now = dstack_certbot::http::now();
+    let past = Suggested { start: now - 20, end: now - 10, ask_again: now + 3600 };
+    let suggest = |serial: Vec<u8>| {
+        let mut renewal = Renewal::load(&workdir).unwrap();
+        (renewal.suggested, renewal.suggested_for) = (Some(past), Some(serial));
+        renewal.store(&workdir).unwrap();
+    };
+    suggest(first.serial.clone());
+    let outcome = maintain(&engine, false).await.unwrap();
+    assert!(matches!(outcome, Outcome::Renewed { reason: Reason::Suggested, .. }), "{outcome:?}");
+    let renewal = Renewal::load(&workdir).unwrap();
+    assert_eq!((renewal.suggested, renewal.suggested_for), (None, None), "it was for the one before");
+    // Even where it is still written down, and the authority cannot be asked.
+    suggest(first.serial);
+    world.pebble.0.kill().unwrap();
+    world.pebble.0.wait().unwrap();
+    let outcome = maintain(&engine, false).await.unwrap();
+    assert!(matches!(outcome, Outcome::Fresh(at) if at > now), "{outcome:?}");
 }
 
 #[tokio::test]
