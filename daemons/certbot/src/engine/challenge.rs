@@ -6,6 +6,7 @@ use crate::acme::Challenge;
 use crate::dns::Data;
 use crate::files;
 use crate::names::DnsName;
+use crate::settings::Certificate;
 use crate::workdir::Workdir;
 use dstack_service::state;
 use serde::{Deserialize, Serialize};
@@ -55,13 +56,44 @@ impl Engine {
         Ok(())
     }
 
-    /// Removes the records that this or an earlier run made.
+    /// Removes what earlier runs left, as far as it goes. A record of a name that is not wanted any more (its zone may be
+    /// gone) stays written down, and keeps nothing from being done.
+    pub(super) async fn clean_before(
+        &self,
+        workdir: &Workdir,
+        wanted: &Certificate,
+        observer: &dyn Observer,
+    ) -> Result<(), EngineError> {
+        let Err(error) = self.clean(workdir, observer).await else { return Ok(()) };
+        let names: Vec<String> = wanted.bases().iter().map(|base| base.challenge().to_string()).collect();
+        if !matches!(error, EngineError::Dns(_))
+            || load(workdir)?.iter().any(|made| names.contains(&made.name))
+        {
+            return Err(error);
+        }
+        tracing::warn!(
+            "TXT records of names that are not wanted any more are left for the next run: {error}"
+        );
+        Ok(())
+    }
+
+    /// Removes the records that this or an earlier run made; those that cannot be removed stay written down.
     pub(super) async fn clean(&self, workdir: &Workdir, observer: &dyn Observer) -> Result<(), EngineError> {
+        let (mut left, mut failed) = (Vec::new(), None);
         for made in load(workdir)? {
             let name: DnsName =
                 made.name.parse().map_err(|e| files::FileError::new(&workdir.file(FILE), e))?;
-            self.parts().provider.remove(&name, &Data::Txt(made.value)).await?;
-            observer.step("challenge: record removed");
+            match self.parts().provider.remove(&name, &Data::Txt(made.value.clone())).await {
+                Ok(()) => observer.step("challenge: record removed"),
+                Err(error) => {
+                    left.push(made);
+                    failed.get_or_insert(error);
+                }
+            }
+        }
+        if let Some(error) = failed {
+            state::store(&workdir.file(FILE), VERSION, &left).map_err(files::FileError::from)?;
+            return Err(error.into());
         }
         files::remove(&workdir.file(FILE))?;
         observer.step("challenge: forgotten");

@@ -297,7 +297,7 @@ impl Engine {
         observer: &dyn Observer,
     ) -> Result<Outcome, EngineError> {
         observer.step("cleaning");
-        self.clean(workdir, observer).await?;
+        self.clean_before(workdir, wanted, observer).await?;
         let account = self.account(turn, observer).await?;
         if self.settings().auto_set_caa {
             self.reconcile(workdir, wanted, &account, observer).await?;

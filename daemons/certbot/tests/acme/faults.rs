@@ -96,6 +96,21 @@ async fn failures_wait_and_force_does_not() {
     world.check(&mended);
 }
 
+/// A record of a name that is not wanted any more, in a zone that nobody serves.
+#[tokio::test]
+async fn a_record_that_cannot_be_removed_keeps_nothing_from_being_renewed() {
+    let world = World::new();
+    std::fs::create_dir(world.path("work")).unwrap();
+    let (file, gone) = (world.path("work/dns.json"), "_acme-challenge.gone.example.org");
+    let made = serde_json::json!([{"name": gone, "value": "x"}]);
+    dstack_service::state::store(&file, 1, &made).unwrap();
+    let engine = world.engine();
+    maintain(&engine, false).await.unwrap();
+    assert!(engine.live("").unwrap().is_some());
+    let left: Option<serde_json::Value> = dstack_service::state::load(&file, 1).unwrap();
+    assert_eq!(left, Some(made), "it is tried again by the next run");
+}
+
 /// Two processes never work in one directory.
 #[tokio::test]
 async fn another_process_has_its_turn() {
