@@ -142,7 +142,10 @@ impl Engine {
         observer: &dyn Observer,
     ) -> Result<(), EngineError> {
         let dir = self.parts().workdir.join("rehearsal");
-        let account = self.account_in(&dir, acme, &at.url, self.parts().external.as_ref(), observer).await?;
+        // The external account is one at the authority itself; another one does not know it, and is not told of it.
+        let is_same = at.url == self.settings().authority.url;
+        let external = self.parts().external.as_ref().filter(|_| is_same);
+        let account = self.account_in(&dir, acme, &at.url, external, observer).await?;
         if self.settings().auto_set_caa {
             let records = self.caa_wanted(acme, &account).await?;
             self.reconcile_name(workdir, stage, &records, observer).await?;

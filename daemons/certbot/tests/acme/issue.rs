@@ -169,6 +169,23 @@ async fn a_rehearsal_proves_everything_and_touches_nothing() {
     world.check(&engine);
 }
 
+#[tokio::test]
+async fn a_rehearsal_elsewhere_does_without_the_external_account() {
+    let world = World::with(&[], Some(EXTERNAL));
+    let at = world.path("staging");
+    std::fs::create_dir(&at).unwrap();
+    let (_pebble, url) = crate::servers::pebble(&at, world.dns, &[], None);
+    let tables = format!(
+        "[eab]\nkey_id = \"{}\"\n[rehearsal]\nacme_url = \"{url}\"\nacme_root = \"{}\"\n",
+        EXTERNAL.0,
+        at.join("roots.pem").display()
+    );
+    let engine = engine(&world.toml("", &tables), &world.path("work"));
+    maintain(&engine, false).await.unwrap();
+    let turn = engine.turn().await.unwrap();
+    engine.rehearse(&turn, &Silent).await.unwrap();
+}
+
 async fn remove_caa(world: &World) {
     use dstack_certbot::dns::{Kind, Provider};
     let (provider, name) = (crate::cloudflare::writer(world.dns), "apps.example.test".parse().unwrap());
