@@ -1,6 +1,6 @@
 #!/bin/bash
 # Needs: packages image
-# Timeout: 900
+# Timeout: 1500
 # Set-up, and the certificate of the ingress: from Pebble with validation, names by knot, and an alarm for any other.
 set -eu
 . "$(dirname "$0")/lib/check.sh"
