@@ -43,7 +43,9 @@ struct Inner {
     feed: watch::Sender<Arc<Feed>>,
     words: mpsc::UnboundedSender<Word>,
     notes: Mutex<Notes>,
-    /// One reload at a time.
+    /// Where the certificate comes from since the start or the last reload; files that appear later wait for one.
+    source: Mutex<Option<Source>>,
+    /// One reload, new certificate or start of a data plane at a time.
     reloading: tokio::sync::Mutex<()>,
 }
 
@@ -60,9 +62,17 @@ impl Control {
         chains: Arc<dyn Chains>,
     ) -> (Self, mpsc::UnboundedReceiver<Word>) {
         let (words, said) = mpsc::unbounded_channel();
-        let (feed, notes, reloading) =
-            (watch::channel(Arc::default()).0, Mutex::default(), tokio::sync::Mutex::default());
-        (Self(Arc::new(Inner { directories, units, chains, feed, words, notes, reloading })), said)
+        let inner = Inner {
+            directories,
+            units,
+            chains,
+            feed: watch::channel(Arc::default()).0,
+            words,
+            notes: Mutex::default(),
+            source: Mutex::default(),
+            reloading: tokio::sync::Mutex::default(),
+        };
+        (Self(Arc::new(inner)), said)
     }
 
     /// What data planes are told, as it changes.
@@ -84,7 +94,8 @@ impl Control {
     /// Reads what data planes are told. Before any of them is listened to: one that outlived us would else be told that
     /// there is nothing. What does not work yet is noted, and no error.
     pub fn open(&self, settings: &Settings) {
-        let loaded = match settings.source() {
+        let source = settings.source();
+        let loaded = match &source {
             Source::Files => certificates::load(&settings.proxy).map_err(|e| e.to_string()),
             // It is asked for at once, while data planes that outlived us go on with theirs.
             Source::Certbot(domain) => Err(format!("certbot is being asked for the one of {domain}")),
@@ -98,11 +109,12 @@ impl Control {
             }
         };
         self.feed_with(Feed { config: session::config(&settings.proxy), certificates });
+        *self.source() = Some(source);
     }
 
-    /// Makes sure that a data plane runs; does nothing while one is being replaced.
+    /// Makes sure that a data plane runs, after a reload that is under way.
     pub async fn ensure_plane(&self) {
-        let Ok(_turn) = self.0.reloading.try_lock() else { return };
+        let _turn = self.0.reloading.lock().await;
         let started = units::ensure(&*self.0.units).await;
         if let Err(error) = &started {
             tracing::error!("there is no data plane: {error}");
@@ -117,13 +129,13 @@ impl Control {
     pub async fn reload(&self, engine: &Engine) -> Result<u64, Error> {
         let _turn = self.0.reloading.lock().await;
         let settings = self.read()?.ok_or_else(|| Error::Misconfigured(UNCONFIGURED.to_owned()))?;
-        let certificate = self.certificate(&settings).await;
-        let certificate =
-            certificate.map_err(|e| Error::Misconfigured(format!("{e}; the certificate of before stays")))?;
+        let source = settings.source();
+        let (certificates, note) = self.certificates(&settings, &source).await?;
         let config = session::config(&settings.proxy);
         engine.set_settings(settings)?;
-        self.notes().certificate = None;
-        self.feed_with(Feed { config, certificates: vec![certificate] });
+        self.notes().certificate = note;
+        self.feed_with(Feed { config, certificates });
+        *self.source() = Some(source);
         // Without a listener nobody wants to know.
         let _ = self.0.words.send(Word::Settings);
         let replaced = units::replace(&*self.0.units).await;
@@ -131,17 +143,44 @@ impl Control {
         replaced.map_err(Error::DataPlaneFailed)
     }
 
-    async fn certificate(&self, settings: &Settings) -> Result<Certificate, String> {
-        match settings.source() {
-            Source::Files => certificates::load(&settings.proxy).map_err(|e| e.to_string()),
-            Source::Certbot(domain) => self.0.chains.certificate(&domain).await,
+    /// What a reload is to show, and why it shows nothing. A certbot that gives nothing is asked again later, so what it
+    /// gave before stays.
+    async fn certificates(
+        &self,
+        settings: &Settings,
+        source: &Source,
+    ) -> Result<(Vec<Certificate>, Option<String>), Error> {
+        let (found, domain) = match source {
+            Source::Files => (certificates::load(&settings.proxy).map_err(|e| e.to_string()), ""),
+            Source::Certbot(domain) => (self.0.chains.certificate(domain).await, domain.as_str()),
+        };
+        let error = match found {
+            Ok(certificate) => return Ok((vec![certificate], None)),
+            Err(error) => error,
+        };
+        if domain.is_empty() || self.source().as_ref() != Some(source) {
+            return Err(Error::Misconfigured(format!("{error}; the certificate of before stays")));
         }
+        self.complain(domain, error);
+        Ok((self.0.feed.borrow().certificates.clone(), self.notes().certificate.clone()))
     }
 
     /// Gives data planes what certbot has now; connections go on. Says whether there is nothing more to ask for.
-    pub async fn renew(&self, settings: &Settings) -> bool {
-        let Source::Certbot(domain) = settings.source() else { return true };
-        match self.0.chains.certificate(&domain).await {
+    pub async fn renew(&self) -> bool {
+        loop {
+            let asked = self.source().clone();
+            let Some(Source::Certbot(domain)) = &asked else { return true };
+            let answer = self.0.chains.certificate(domain).await;
+            let _turn = self.0.reloading.lock().await;
+            // A reload in the meantime may want another one.
+            if *self.source() == asked {
+                return self.show(domain, answer);
+            }
+        }
+    }
+
+    fn show(&self, domain: &str, answer: Result<Certificate, String>) -> bool {
+        match answer {
             Ok(certificate) => {
                 let config = self.0.feed.borrow().config.clone();
                 self.feed_with(Feed { config, certificates: vec![certificate] });
@@ -150,7 +189,7 @@ impl Control {
                 true
             }
             Err(error) => {
-                self.complain(&domain, error);
+                self.complain(domain, error);
                 false
             }
         }
@@ -173,6 +212,10 @@ impl Control {
 
     fn feed_with(&self, feed: Feed) {
         self.0.feed.send_replace(Arc::new(feed));
+    }
+
+    fn source(&self) -> MutexGuard<'_, Option<Source>> {
+        self.0.source.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What does not work yet.

@@ -31,7 +31,9 @@ fn file(text: &str) -> OwnedFd {
 #[interface(name = "org.dstack.certbot1.Manager")]
 impl Manager {
     fn get_certificate(&self, domain: String) -> Result<(OwnedFd, OwnedFd), Error> {
-        assert_eq!(domain, "apps.example.com");
+        if domain != "apps.example.com" {
+            return Err(Error::NoCertificate(format!("none of {domain}")));
+        }
         let live = self.0.lock().unwrap();
         let (chain, key, _) = live.as_ref().ok_or_else(|| Error::NoCertificate("none yet".into()))?;
         Ok((file(chain), file(key)))
@@ -144,6 +146,51 @@ async fn a_new_certificate_is_shown_without_a_restart() {
     let (_plane, shown) = chain_of(plane).await;
     assert_eq!(shown, second);
     world.manager.reload().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_goes_on_without_an_answer_of_certbot() {
+    let mut world = World::stopped(true).await;
+    world.configure("");
+    let certbot = Certbot::new(&world.address).await;
+    world.start().await;
+    world.until_started().await;
+    world.manager.reload().await.unwrap();
+    let status = world.manager.status().await.unwrap();
+    assert!(status.contains("passthrough only: no certificate of certbot"), "{status}");
+    let plane = Plane::connect(&world);
+    let first = certbot.renew().await;
+    assert_eq!(chain_of(plane).await.1, first);
+    *certbot.live.lock().unwrap() = None;
+    world.manager.reload().await.unwrap();
+    assert_eq!(chain_of(Plane::connect(&world)).await.1, first, "what was shown goes on being shown");
+    let said = world.systemd.said();
+    assert!(said.contains(&"start dstack-tproxy-flow@3.service".to_owned()), "{said:?}");
+    // Another name's certificate is not what was shown.
+    world.configure("[certbot]\ndomain='other.example.com'");
+    let refused = world.manager.reload().await;
+    assert!(refused.is_err(), "{refused:?}");
+    assert_eq!(world.systemd.said(), said, "nothing was replaced");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_appear_wait_for_a_reload() {
+    let mut world = World::stopped(true).await;
+    world.configure("");
+    let certbot = Certbot::new(&world.address).await;
+    world.start().await;
+    world.until_started().await;
+    let plane = Plane::connect(&world);
+    let first = certbot.renew().await;
+    let (plane, shown) = chain_of(plane).await;
+    assert_eq!(shown, first);
+    world.certificate();
+    let second = certbot.renew().await;
+    let (plane, shown) = chain_of(plane).await;
+    assert_eq!(shown, second, "certbot is still listened to");
+    world.manager.reload().await.unwrap();
+    let of_files = std::fs::read_to_string(world.path("cert.pem")).unwrap();
+    assert_eq!(chain_of(plane).await.1, of_files);
 }
 
 #[tokio::test(flavor = "multi_thread")]
