@@ -27,7 +27,7 @@ pub enum Word {
 /// Why a part does not work yet; `None` where it does.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Notes {
-    /// Our own certificate, from the key service.
+    /// Our own certificate, from the key service; with what follows from it.
     pub kms: Option<String>,
     /// The certificate of the ingress.
     pub certificate: Option<String>,
@@ -230,18 +230,14 @@ impl Control {
         let (registered, online) = engine.numbers();
         let domain = &engine.settings().proxy.base_domain;
         let notes = self.notes().clone();
+        let because = |what, why: Option<String>| why.map(|why| format!("{what}: {why}"));
         let parts = [
-            ("no tunnel", engine.tunnel().err()),
-            ("nobody can register", notes.kms),
-            ("passthrough only", notes.certificate),
-            ("no data plane", notes.data_plane),
+            because("no tunnel", engine.tunnel().err()),
+            notes.kms,
+            because("passthrough only", notes.certificate),
+            because("no data plane", notes.data_plane),
         ];
-        let mut text = format!("Serving {domain}: {registered} instances, {online} online");
-        for (what, why) in parts {
-            if let Some(why) = why {
-                text += &format!("; {what}: {why}");
-            }
-        }
-        text
+        let text = format!("Serving {domain}: {registered} instances, {online} online");
+        parts.into_iter().flatten().fold(text, |text, part| text + "; " + &part)
     }
 }

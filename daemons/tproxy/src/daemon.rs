@@ -282,23 +282,28 @@ impl Rpc {
     /// Gets a fresh certificate, and serves with it.
     async fn issue(&mut self, work: &Work) {
         self.tried = Some(SystemTime::now());
-        let result = match self.issuer.issue().await {
-            Ok(issued) => self.show(work, issued),
-            Err(error) => Err(error),
+        let issued = self.issuer.issue().await;
+        let shown = {
+            // Whoever is served and then asks how we are must not hear that nobody is.
+            let mut notes = work.control.notes();
+            let shown = issued.and_then(|issued| self.show(work, issued));
+            notes.kms = shown.as_ref().err().map(|error| self.trouble(error));
+            shown.is_ok()
         };
-        match &result {
-            Ok(()) => {
-                self.renewed = self.tried;
-                refresh(&work.engine);
-            }
-            Err(error) if self.served.is_some() => {
-                tracing::error!(
-                    "the certificate cannot be renewed; the old one goes on being shown: {error}"
-                );
-            }
-            Err(error) => tracing::warn!("nobody can register yet: {error}"),
+        if shown {
+            self.renewed = self.tried;
+            refresh(&work.engine);
         }
-        work.control.notes().kms = result.err();
+    }
+
+    /// Logs why there is no fresh certificate; gives the words of the status.
+    fn trouble(&self, error: &str) -> String {
+        if self.served.is_some() {
+            tracing::error!("the certificate cannot be renewed; the old one goes on being shown: {error}");
+            return format!("our certificate cannot be renewed: {error}");
+        }
+        tracing::warn!("nobody can register yet: {error}");
+        format!("nobody can register: {error}")
     }
 
     fn show(&mut self, work: &Work, issued: Issued) -> Result<(), String> {
