@@ -186,7 +186,8 @@ impl Manager {
         Ok((sealed("dstack-chain", &pair.chain)?, sealed("dstack-key", &pair.key)?))
     }
 
-    /// Every public key that was in a certificate, SubjectPublicKeyInfo in DER, of one or of all for an empty name.
+    /// Every public key that was in a certificate or is in an order, SubjectPublicKeyInfo in DER, of one or of all for an
+    /// empty name.
     #[zbus(out_args("public_keys"))]
     async fn historical_keys(
         &self,

@@ -41,6 +41,13 @@ pub(super) fn is_under_way(workdir: &Workdir) -> bool {
     workdir.file(FILE).exists()
 }
 
+/// The public key of an order under way, SubjectPublicKeyInfo in DER: logs of certificates may have it before we do.
+pub(super) fn public_key(workdir: &Workdir) -> Result<Option<Vec<u8>>, FileError> {
+    let path = workdir.file(FILE);
+    let Some(order) = state::load::<Order>(&path, VERSION)? else { return Ok(None) };
+    certificate::public_key(&order.key).map(Some).map_err(|e| FileError::new(&path, e))
+}
+
 fn forget(workdir: &Workdir) -> Result<(), FileError> {
     files::remove(&workdir.file(FILE))
 }

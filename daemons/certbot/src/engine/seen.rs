@@ -2,13 +2,14 @@
 //! Reading what is there, without changing anything.
 
 use super::state::Renewal;
-use super::{Engine, EngineError};
+use super::{Engine, EngineError, order};
 use crate::account;
 use crate::certificate::{Leaf, Pair};
 use crate::files::FileError;
 use crate::settings::Certificate;
 use crate::workdir::Workdir;
 use std::collections::BTreeSet;
+use std::path::Path;
 
 /// What can be seen of a certificate.
 #[derive(Debug)]
@@ -45,14 +46,15 @@ impl Engine {
         Ok(Workdir::existing(&self.place(&first.domain)).live()?)
     }
 
-    /// Every public key that was in a certificate, of one or of all, SubjectPublicKeyInfo in DER, sorted.
+    /// Every public key that was in a certificate or is in an order, of one or of all, SubjectPublicKeyInfo in DER,
+    /// sorted.
     ///
     /// # Errors
     /// [`EngineError`].
     pub fn history(&self, domain: &str) -> Result<Vec<Vec<u8>>, EngineError> {
         let mut keys = BTreeSet::new();
         for wanted in self.select(domain)? {
-            keys.extend(Workdir::existing(&self.place(&wanted.domain)).history()?);
+            keys.extend(keys_in(&self.place(&wanted.domain))?);
         }
         if domain.is_empty() {
             keys.extend(self.retired()?);
@@ -67,9 +69,9 @@ impl Engine {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
             other => other.map_err(FileError::at(&directory))?,
         };
-        let mut keys = Workdir::existing(&self.parts().workdir).history()?;
+        let mut keys = keys_in(&self.parts().workdir)?;
         for entry in entries.take(crate::limits::CERTIFICATES_MAX) {
-            keys.extend(Workdir::existing(&entry.map_err(FileError::at(&directory))?.path()).history()?);
+            keys.extend(keys_in(&entry.map_err(FileError::at(&directory))?.path())?);
         }
         Ok(keys)
     }
@@ -81,4 +83,13 @@ impl Engine {
     pub fn account_uri(&self) -> Result<Option<String>, EngineError> {
         Ok(account::read(&self.parts().workdir)?.map(|found| found.id))
     }
+}
+
+/// The order first: one that is fulfilled in between is in the history then.
+fn keys_in(place: &Path) -> Result<BTreeSet<Vec<u8>>, FileError> {
+    let workdir = Workdir::existing(place);
+    let ordered = order::public_key(&workdir)?;
+    let mut keys = workdir.history()?;
+    keys.extend(ordered);
+    Ok(keys)
 }

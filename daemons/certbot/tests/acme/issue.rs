@@ -2,12 +2,13 @@
 //! A certificate is issued, renewed, and rehearsed.
 
 use crate::servers::kdig;
-use crate::world::{EXTERNAL, World, engine, maintain};
+use crate::world::{EXTERNAL, World, engine, maintain, maintain_seen};
 use dstack_certbot::account;
 use dstack_certbot::engine::state::Renewal;
-use dstack_certbot::engine::{EngineError, Outcome, Silent};
+use dstack_certbot::engine::{Engine, EngineError, Observer, Outcome, Silent};
 use dstack_certbot::renewal::{Reason, Suggested};
 use dstack_certbot::workdir::Workdir;
+use std::sync::Mutex;
 
 #[tokio::test]
 async fn a_wildcard_certificate_is_issued_and_renewed_with_a_new_key() {
@@ -34,6 +35,33 @@ async fn a_wildcard_certificate_is_issued_and_renewed_with_a_new_key() {
     assert_eq!(file["account_id"].as_str(), account.as_deref());
     assert_eq!(file["credentials"]["id"].as_str(), account.as_deref());
     assert_eq!(file["credentials"]["directory"].as_str(), Some(world.url.as_str()));
+}
+
+/// Reads the history at each step.
+struct Reader(Engine, Mutex<Vec<Seen>>);
+
+/// A step, and the history at it.
+type Seen = (&'static str, Vec<Vec<u8>>);
+
+impl Observer for Reader {
+    fn step(&self, step: &'static str) {
+        self.1.lock().unwrap().push((step, self.0.history("").unwrap()));
+    }
+}
+
+/// Else whoever watches logs of certificates would find a key there that nobody of ours has.
+#[tokio::test]
+async fn a_key_is_in_the_history_before_its_certificate_is_in_a_log() {
+    let world = World::new();
+    let reader = Reader(world.engine(), Mutex::default());
+    maintain_seen(&world.engine(), false, &reader).await.unwrap();
+    let key = world.check(&reader.0).public_key;
+    let seen = reader.1.into_inner().unwrap();
+    let written = seen.iter().position(|(step, _)| *step == "order: written down").unwrap();
+    assert!(seen[written..].iter().any(|(step, _)| *step == "order: finalized"));
+    for (step, history) in &seen[written..] {
+        assert_eq!(history, std::slice::from_ref(&key), "{step}");
+    }
 }
 
 #[tokio::test]
