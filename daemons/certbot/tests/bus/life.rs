@@ -72,6 +72,29 @@ async fn a_timer_gets_a_certificate_and_the_ingress_is_told() {
     assert!(world.manager.last_rehearsal().await.unwrap().0 > 0);
 }
 
+/// The daemon is killed in mid-job and started again with settings that work: the timer's unit asks it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timer_outlives_a_restart_of_the_daemon_in_mid_job() {
+    let mut world = World::unconfigured().await;
+    world.configure("dstack");
+    let good = std::fs::read_to_string(world.path("etc/certbot.toml")).unwrap();
+    // It takes the connection and never answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = std::fs::read_to_string(world.path("url")).unwrap();
+    let hanging = good.replace(&url, &format!("https://{}/dir", silent.local_addr().unwrap()));
+    std::fs::write(world.path("etc/certbot.toml"), hanging).unwrap();
+    world.start().await;
+    let mut begun = world.manager.receive_job_new().await.unwrap();
+    let asking = world.spawn(&["request", "renew"]);
+    begun.next().await.unwrap();
+    std::fs::write(world.path("etc/certbot.toml"), good).unwrap();
+    world.start().await;
+    let output = tokio::task::spawn_blocking(|| asking.wait_with_output().unwrap());
+    let output = tokio::time::timeout(std::time::Duration::from_secs(60), output).await.unwrap().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(text(&world.manager.list_certificates().await.unwrap()[0], "state"), "valid");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn failures_are_signals_rows_and_exit_statuses() {
     let mut world = World::unconfigured().await;

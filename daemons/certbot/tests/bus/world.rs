@@ -134,6 +134,11 @@ impl World {
     pub fn run(&self, arguments: &[&str]) -> Output {
         self.command().args(arguments).output().unwrap()
     }
+
+    /// The same, under way.
+    pub fn spawn(&self, arguments: &[&str]) -> std::process::Child {
+        self.command().args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
 }
 
 /// The value of a row.

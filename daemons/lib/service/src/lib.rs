@@ -11,12 +11,13 @@
 //! 6. [`bus`]: connect, export all objects, and only then request the name
 //! 7. [`lifecycle`]: `READY=1`, `STATUS=`, watchdog from the engine's loop, `STOPPING=1`
 //!
-//! Beside them: [`access`] asks polkit, [`jobs`] are long calls with progress, [`errors`] gives each daemon its D-Bus
+//! Beside them: [`access`] asks polkit, [`jobs`] are long calls with progress, [`asking`] waits for those of another daemon, [`errors`] gives each daemon its D-Bus
 //! errors, [`credentials`] reads secrets, [`sealing`] encrypts them for root's programs, [`log_control`] is `org.freedesktop.LogControl1`, and [`api`] holds the D-Bus
 //! interfaces that clients use.
 
 pub mod access;
 pub mod api;
+pub mod asking;
 pub mod bus;
 pub mod cli;
 pub mod config;
