@@ -5,12 +5,14 @@
 use dstack_core::event_log;
 use dstack_core::ids::ComposeHash;
 use dstack_core::quote_sim_wire::{self as wire, Certified, Extended, Quoted, Registers, Request, WireError};
+use dstack_testing::bus::PrivateBus;
+use dstack_testing::process::Process;
 use serde::de::DeserializeOwned;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use zbus::{Connection, OwnedObjectPath, fdo, interface};
@@ -18,37 +20,6 @@ use zbus::{Connection, OwnedObjectPath, fdo, interface};
 const PROGRAM: &str = env!("CARGO_BIN_EXE_dstack-quote-sim");
 const UNIT: &str = "/org/freedesktop/systemd1/unit/hello";
 const VM: &str = "/org/dstack/teepod1/vm/hello";
-
-/// Ends a process with the test.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
-
-fn bus(dir: &Path) -> (Process, String) {
-    let config = dir.join("bus.conf");
-    let text = format!(
-        "<busconfig><type>system</type><listen>unix:path={}/bus</listen><auth>EXTERNAL</auth>\
-         <policy context=\"default\"><allow user=\"*\"/><allow own=\"*\"/><allow send_type=\"method_call\"/>\
-         <allow send_requested_reply=\"true\"/><allow receive_type=\"method_call\"/>\
-         <allow receive_requested_reply=\"true\"/></policy></busconfig>",
-        dir.display()
-    );
-    std::fs::write(&config, text).unwrap();
-    let mut child = Command::new("dbus-daemon")
-        .arg(format!("--config-file={}", config.display()))
-        .args(["--nofork", "--print-address"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("dbus-daemon is needed: apt install dbus-daemon");
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    (Process(child), line.trim().to_owned())
-}
 
 fn path(text: &str) -> OwnedObjectPath {
     text.try_into().unwrap()
@@ -168,7 +139,7 @@ struct World {
     listener: UnixListener,
     address: String,
     _host: Connection,
-    _bus: Process,
+    _bus: PrivateBus,
 }
 
 impl World {
@@ -183,7 +154,8 @@ impl World {
         std::fs::write(dir.path().join("etc/quote-sim.toml"), settings).unwrap();
         let made = Command::new(PROGRAM).arg("--make-root").arg(dir.path().join("root")).output().unwrap();
         assert!(made.status.success() && made.stdout.len() == 17, "{made:?}");
-        let (bus, address) = bus(dir.path());
+        let bus = PrivateBus::start(dir.path());
+        let address = bus.address.clone();
         let facts = Facts::default();
         let host = host(&address, &facts).await;
         let listener = UnixListener::bind(dir.path().join("s")).unwrap();

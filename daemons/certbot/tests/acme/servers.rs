@@ -1,22 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The authority and the DNS server.
 
+use dstack_testing::process::Process;
 use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
-
-/// Ends a process with the test.
-pub struct Process(pub Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
 
 /// A port that is free for both protocols.
 pub fn free_port() -> u16 {

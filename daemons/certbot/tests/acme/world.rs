@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! An authority, a DNS server, and an engine between them.
 
-use crate::servers::{Process, SECRET, free_port, kdig, knot, pebble};
+use crate::servers::{SECRET, free_port, kdig, knot, pebble};
 use dstack_certbot::assemble::{self, CLOUDFLARE, EAB, TSIG};
 use dstack_certbot::certificate::Leaf;
 use dstack_certbot::engine::{Engine, EngineError, Observer, Outcome, Silent};
 use dstack_certbot::settings::{Input, Settings};
+use dstack_testing::process::Process;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 

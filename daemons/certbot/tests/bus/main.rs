@@ -4,7 +4,6 @@
 
 mod access;
 mod life;
-mod polkit;
 #[path = "../acme/servers.rs"]
 mod servers;
 mod world;

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A private bus with a polkit, and the real daemon on it.
 
-use crate::polkit::Polkit;
-use crate::servers::{self, Process, SECRET, free_port};
+use crate::servers::{self, SECRET, free_port};
 use dstack_service::api::certbot1::{ManagerProxy, NAME};
-use futures_util::StreamExt;
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use dstack_testing::bus::{self, PrivateBus};
+use dstack_testing::polkit::Polkit;
+use dstack_testing::process::Process;
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
+use zbus::Connection;
 use zbus::proxy::CacheProperties;
-use zbus::{Connection, fdo::DBusProxy};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -22,29 +22,8 @@ pub struct World {
     pub dns: u16,
     daemon: Option<Process>,
     _servers: [Process; 2],
-    _bus: Process,
+    _bus: PrivateBus,
     dir: tempfile::TempDir,
-}
-
-fn spawn_bus(dir: &Path) -> (Process, String) {
-    let config = dir.join("bus.conf");
-    let text = format!(
-        "<busconfig><type>system</type><listen>unix:path={}/bus</listen><auth>EXTERNAL</auth>\
-         <policy context=\"default\"><allow user=\"*\"/><allow own=\"*\"/><allow send_type=\"method_call\"/>\
-         <allow send_type=\"signal\"/><allow send_requested_reply=\"true\"/><allow receive_type=\"method_call\"/>\
-         <allow receive_type=\"signal\"/><allow receive_requested_reply=\"true\"/></policy></busconfig>",
-        dir.display()
-    );
-    std::fs::write(&config, text).unwrap();
-    let mut child = Command::new("dbus-daemon")
-        .arg(format!("--config-file={}", config.display()))
-        .args(["--nofork", "--print-address"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("dbus-daemon is needed: apt install dbus-daemon");
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    (Process(child), line.trim().to_owned())
 }
 
 impl World {
@@ -58,8 +37,6 @@ impl World {
 
     pub async fn unconfigured() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        // The bus is for other users too.
-        std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         for name in ["state", "etc", "credentials"] {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }
@@ -67,9 +44,10 @@ impl World {
         let knot = servers::knot(dir.path(), dns);
         let (pebble, url) = servers::pebble(dir.path(), dns, &[], None);
         std::fs::write(dir.path().join("url"), url).unwrap();
-        let (bus, address) = spawn_bus(dir.path());
-        let polkit = Polkit::new(&address).await;
-        let connection = zbus::conn::Builder::address(address.as_str()).build().await.unwrap();
+        let bus = PrivateBus::start(dir.path());
+        let address = bus.address.clone();
+        let polkit = Polkit::new(&bus).await;
+        let connection = bus.connect().await;
         let manager = ManagerProxy::builder(&connection).cache_properties(CacheProperties::No);
         let manager = manager.build().await.unwrap();
         Self {
@@ -116,18 +94,8 @@ impl World {
     /// Starts the daemon as systemd would, and waits until it has its name.
     pub async fn start(&mut self) {
         drop(self.daemon.take());
-        let bus = DBusProxy::new(&self.connection).await.unwrap();
-        let mut owners = bus.receive_name_owner_changed().await.unwrap();
-        self.daemon = Some(Process(self.command().spawn().unwrap()));
-        let named = async {
-            while let Some(change) = owners.next().await {
-                let args = change.args().unwrap();
-                if args.name() == NAME && args.new_owner().is_some() {
-                    return;
-                }
-            }
-        };
-        tokio::time::timeout(PATIENCE, named).await.expect("the daemon did not take its name");
+        self.daemon =
+            Some(bus::start(&self.connection, NAME, PATIENCE, || self.command().spawn().unwrap()).await);
     }
 
     /// A run of the program with these arguments.

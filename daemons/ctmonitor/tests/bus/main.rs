@@ -9,7 +9,6 @@ mod certs;
 #[path = "../common/crtsh.rs"]
 mod crtsh;
 mod life;
-mod polkit;
 #[path = "../common/server.rs"]
 mod server;
 mod world;

@@ -3,32 +3,23 @@
 
 use crate::certs::key_id;
 use crate::crtsh::Crtsh;
-use crate::polkit::Polkit;
 use dstack_service::api::ctmonitor1::{Error, ManagerProxy, NAME};
+use dstack_testing::bus::{self, PrivateBus};
+use dstack_testing::polkit::Polkit;
+use dstack_testing::process::Process;
 use futures_util::StreamExt;
 use rcgen::{KeyPair, PublicKeyData};
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 use std::time::Duration;
 use zbus::proxy::CacheProperties;
-use zbus::{Connection, fdo::DBusProxy, interface};
+use zbus::{Connection, interface};
 
 pub const PATIENCE: Duration = Duration::from_secs(30);
 pub const NAMES: [&str; 1] = ["*.apps.example.com"];
 pub static OURS: LazyLock<KeyPair> = LazyLock::new(|| KeyPair::generate().unwrap());
 pub static THEIRS: LazyLock<KeyPair> = LazyLock::new(|| KeyPair::generate().unwrap());
-
-/// Ends a process with the test.
-pub struct Process(pub Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
 
 /// certbot, as far as its keys go.
 struct Certbot;
@@ -49,29 +40,8 @@ pub struct World {
     pub crtsh: Crtsh,
     daemon: Option<Process>,
     _certbot: Option<Connection>,
-    _bus: Process,
+    _bus: PrivateBus,
     dir: tempfile::TempDir,
-}
-
-fn spawn_bus(dir: &Path) -> (Process, String) {
-    let config = dir.join("bus.conf");
-    let text = format!(
-        "<busconfig><type>system</type><listen>unix:path={}/bus</listen><auth>EXTERNAL</auth>\
-         <policy context=\"default\"><allow user=\"*\"/><allow own=\"*\"/><allow send_type=\"method_call\"/>\
-         <allow send_type=\"signal\"/><allow send_requested_reply=\"true\"/><allow receive_type=\"method_call\"/>\
-         <allow receive_type=\"signal\"/><allow receive_requested_reply=\"true\"/></policy></busconfig>",
-        dir.display()
-    );
-    std::fs::write(&config, text).unwrap();
-    let mut child = Command::new("dbus-daemon")
-        .arg(format!("--config-file={}", config.display()))
-        .args(["--nofork", "--print-address"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("dbus-daemon is needed: apt install dbus-daemon");
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    (Process(child), line.trim().to_owned())
 }
 
 impl World {
@@ -86,19 +56,18 @@ impl World {
     /// Everything but the monitor itself, and certbot where it is wanted.
     pub async fn stopped(certbot: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        // The bus is for other users too.
-        std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         for name in ["state", "etc"] {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }
-        let (bus, address) = spawn_bus(dir.path());
-        let polkit = Polkit::new(&address).await;
+        let bus = PrivateBus::start(dir.path());
+        let address = bus.address.clone();
+        let polkit = Polkit::new(&bus).await;
         let build = zbus::conn::Builder::address(address.as_str())
             .serve_at("/org/dstack/certbot1", Certbot)
             .name("org.dstack.certbot1")
             .build();
         let certbot = if certbot { Some(build.await.unwrap()) } else { None };
-        let connection = zbus::conn::Builder::address(address.as_str()).build().await.unwrap();
+        let connection = bus.connect().await;
         let manager = ManagerProxy::builder(&connection).cache_properties(CacheProperties::No);
         let manager = manager.build().await.unwrap();
         let crtsh = Crtsh::start().await;
@@ -128,11 +97,8 @@ impl World {
 
     /// Starts the daemon as systemd would, and waits until it has its name.
     pub async fn start(&mut self) {
-        let bus = DBusProxy::new(&self.connection).await.unwrap();
-        let mut owners = bus.receive_name_owner_changed_with_args(&[(0, NAME)]).await.unwrap();
-        self.daemon = Some(Process(self.command().spawn().unwrap()));
-        let named = async { while owners.next().await.unwrap().args().unwrap().new_owner().is_none() {} };
-        tokio::time::timeout(PATIENCE, named).await.expect("the monitor did not take its name");
+        self.daemon =
+            Some(bus::start(&self.connection, NAME, PATIENCE, || self.command().spawn().unwrap()).await);
     }
 
     /// Starts it and waits for its end; tells what it said.
@@ -144,12 +110,7 @@ impl World {
 
     /// SIGKILL, as the kernel or an operator would.
     pub async fn kill(&mut self) {
-        let bus = DBusProxy::new(&self.connection).await.unwrap();
-        let mut owners = bus.receive_name_owner_changed_with_args(&[(0, NAME)]).await.unwrap();
-        drop(self.daemon.take());
-        if bus.name_has_owner(NAME.try_into().unwrap()).await.unwrap() {
-            owners.next().await.unwrap();
-        }
+        bus::kill(&self.connection, NAME, self.daemon.take()).await;
     }
 
     /// A check and its end.

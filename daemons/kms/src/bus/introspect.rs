@@ -15,7 +15,6 @@ use dstack_service::cli;
 use dstack_service::config::Directories;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use zbus::Connection;
 
 /// The paths that `--bus-introspect` knows.
 pub const PATHS: [&str; 1] = [PATH];
@@ -31,7 +30,7 @@ pub fn describe(path: &str) -> Option<String> {
 }
 
 async fn document() -> Result<String, Box<dyn std::error::Error>> {
-    let (connection, _peer) = connection().await?;
+    let (connection, _peer) = cli::pair().await?;
     let directory = scratch()?;
     let parts = Parts {
         settings: Settings::from_input(Input::default())?,
@@ -55,52 +54,22 @@ fn scratch() -> std::io::Result<PathBuf> {
     std::fs::create_dir(&directory).map(|()| directory)
 }
 
-/// Two ends of one connection, since objects need one.
-async fn connection() -> Result<(Connection, Connection), Box<dyn std::error::Error>> {
-    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
-    let server = zbus::conn::Builder::unix_stream(ours).server(zbus::Guid::generate()).p2p();
-    let client = zbus::conn::Builder::unix_stream(theirs).p2p();
-    let (server, client) = tokio::try_join!(server.build(), client.build())?;
-    Ok((server, client))
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use dstack_testing::interface::Service;
 
-    /// With `DSTACK_WRITE_XML=1` the file is written instead.
     #[test]
-    fn the_shipped_xml_is_what_the_daemon_says() {
-        let xml = format!("{}\n", describe(PATH).unwrap());
-        let file =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../dbus/interfaces/org.dstack.kms1.Manager.xml");
-        if std::env::var_os("DSTACK_WRITE_XML").is_some() {
-            std::fs::write(&file, &xml).unwrap();
+    fn shipped_files_are_those_of_the_interfaces() {
+        let xml = PATHS.map(|path| describe(path).unwrap());
+        Service {
+            name: "org.dstack.kms1",
+            user: "dstack-kms",
+            actions: &crate::bus::actions::ALL,
+            interfaces: ["Manager"].into_iter().zip(xml).collect(),
         }
-        assert_eq!(std::fs::read_to_string(&file).unwrap(), xml, "{}: write it again", file.display());
+        .check();
         assert!(describe("/org/dstack/other").is_none());
-    }
-
-    /// The bus policy and polkit know every member and action, and no other.
-    #[test]
-    fn policy_and_actions_match_the_interface() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let policy = std::fs::read_to_string(root.join("dbus/org.dstack.kms1.conf")).unwrap();
-        let xml = describe(PATH).unwrap();
-        let methods = || xml.split("<method name=\"").skip(1).filter_map(|rest| rest.split('"').next());
-        for method in methods() {
-            let line = format!("send_interface=\"org.dstack.kms1.Manager\" send_member=\"{method}\"");
-            assert!(policy.contains(&line), "{line}");
-        }
-        assert_eq!(policy.matches("send_interface=\"org.dstack.kms1.").count(), methods().count());
-        let actions = std::fs::read_to_string(root.join("polkit/org.dstack.kms1.policy")).unwrap();
-        for action in crate::bus::actions::ALL {
-            assert!(actions.contains(&format!("<action id=\"{action}\">")), "{action}");
-        }
-        let owner = "<annotate key=\"org.freedesktop.policykit.owner\">unix-user:dstack-kms</annotate>";
-        for what in ["<action id=", owner] {
-            assert_eq!(actions.matches(what).count(), crate::bus::actions::ALL.len(), "{what}");
-        }
     }
 }

@@ -4,7 +4,6 @@
 
 mod access;
 mod founding;
-mod polkit;
 mod systemd;
 mod upgrades;
 mod world;

@@ -85,6 +85,17 @@ fn say(text: &str) -> ExitCode {
     }
 }
 
+/// Two ends of one connection, without a bus: an object to introspect needs one.
+///
+/// # Errors
+/// When sockets are not to be had.
+pub async fn pair() -> zbus::Result<(zbus::Connection, zbus::Connection)> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    let server = zbus::conn::Builder::unix_stream(ours).server(zbus::Guid::generate()).p2p();
+    let client = zbus::conn::Builder::unix_stream(theirs).p2p();
+    tokio::try_join!(server.build(), client.build())
+}
+
 /// The XML document of one object, from its interfaces' `introspect_to_writer`.
 #[must_use]
 pub fn node(interfaces: &[&dyn zbus::object_server::Interface]) -> String {

@@ -16,7 +16,6 @@ use dstack_core::spec::VmSpec;
 use dstack_service::cli;
 use std::path::PathBuf;
 use std::sync::Arc;
-use zbus::Connection;
 use zbus::object_server::Interface;
 
 /// The paths that `--bus-introspect` knows; VMs and jobs have one object each below theirs.
@@ -31,7 +30,7 @@ pub fn describe(path: &str) -> Option<String> {
 }
 
 async fn document(kind: usize) -> Result<String, Box<dyn std::error::Error>> {
-    let (connection, _peer) = connection().await?;
+    let (connection, _peer) = cli::pair().await?;
     let parts = Parts {
         settings: Settings::from_input(Input::default())?,
         state: PathBuf::new(),
@@ -51,15 +50,6 @@ async fn document(kind: usize) -> Result<String, Box<dyn std::error::Error>> {
         _ => &*job,
     };
     Ok(cli::node(&[interface]))
-}
-
-/// Two ends of one connection, since objects need one.
-async fn connection() -> Result<(Connection, Connection), Box<dyn std::error::Error>> {
-    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
-    let server = zbus::conn::Builder::unix_stream(ours).server(zbus::Guid::generate()).p2p();
-    let client = zbus::conn::Builder::unix_stream(theirs).p2p();
-    let (server, client) = tokio::try_join!(server.build(), client.build())?;
-    Ok((server, client))
 }
 
 fn example() -> Result<Record, Box<dyn std::error::Error>> {
@@ -84,45 +74,18 @@ fn example() -> Result<Record, Box<dyn std::error::Error>> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use std::path::Path;
+    use dstack_testing::interface::Service;
 
-    /// With `DSTACK_WRITE_XML=1` the files are written instead.
     #[test]
-    fn the_shipped_xml_is_what_the_daemon_says() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../dbus/interfaces");
-        for (path, name) in PATHS.into_iter().zip(["Manager", "Vm", "Job"]) {
-            let xml = format!("{}\n", describe(path).unwrap());
-            let file = root.join(format!("org.dstack.teepod1.{name}.xml"));
-            if std::env::var_os("DSTACK_WRITE_XML").is_some() {
-                std::fs::write(&file, &xml).unwrap();
-            }
-            assert_eq!(std::fs::read_to_string(&file).unwrap(), xml, "{}: write it again", file.display());
+    fn shipped_files_are_those_of_the_interfaces() {
+        let xml = PATHS.map(|path| describe(path).unwrap());
+        Service {
+            name: "org.dstack.teepod1",
+            user: "dstack-teepod",
+            actions: &crate::bus::actions::ALL,
+            interfaces: ["Manager", "Vm", "Job"].into_iter().zip(xml).collect(),
         }
+        .check();
         assert!(describe("/org/dstack/other").is_none());
-    }
-
-    /// The bus policy and polkit know every member and action, and no other.
-    #[test]
-    fn policy_and_actions_match_the_interfaces() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let policy = std::fs::read_to_string(root.join("dbus/org.dstack.teepod1.conf")).unwrap();
-        let mut members = 0;
-        for (path, name) in PATHS.into_iter().zip(["Manager", "Vm", "Job"]) {
-            let xml = describe(path).unwrap();
-            for method in xml.split("<method name=\"").skip(1).filter_map(|rest| rest.split('"').next()) {
-                let line = format!("send_interface=\"org.dstack.teepod1.{name}\" send_member=\"{method}\"");
-                assert!(policy.contains(&line), "{line}");
-                members += 1;
-            }
-        }
-        assert_eq!(policy.matches("send_interface=\"org.dstack.teepod1.").count(), members);
-        let actions = std::fs::read_to_string(root.join("polkit/org.dstack.teepod1.policy")).unwrap();
-        for action in crate::bus::actions::ALL {
-            assert!(actions.contains(&format!("<action id=\"{action}\">")), "{action}");
-        }
-        let owner = "<annotate key=\"org.freedesktop.policykit.owner\">unix-user:dstack-teepod</annotate>";
-        for what in ["<action id=", owner] {
-            assert_eq!(actions.matches(what).count(), crate::bus::actions::ALL.len(), "{what}");
-        }
     }
 }

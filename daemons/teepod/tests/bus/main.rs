@@ -7,7 +7,6 @@ mod faults;
 mod home;
 mod images;
 mod lifecycle;
-mod polkit;
 mod scale;
 mod systemd;
 mod web;

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A private bus with a systemd, a polkit, an image, and the real teepod on it.
 
-use crate::polkit::Polkit;
 use crate::systemd::Systemd;
 use dstack_service::api::teepod1::{Error, JobProxy, ManagerProxy, NAME, Options, VmProxy};
+use dstack_testing::bus::{self, PrivateBus};
+use dstack_testing::polkit::Polkit;
+use dstack_testing::process::Process;
 use futures_util::StreamExt;
 use rustix::io::{FdFlags, fcntl_setfd};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -32,16 +33,6 @@ pub enum Seen {
     Changed(String, HashMap<String, OwnedVariant>),
 }
 
-/// Ends a process with the test.
-pub struct Process(pub Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
-
 pub struct World {
     pub systemd: Systemd,
     pub polkit: Polkit,
@@ -54,29 +45,8 @@ pub struct World {
     listeners: Vec<OwnedFd>,
     wrapper: Vec<String>,
     pub teepod: Option<Process>,
-    _bus: Process,
+    _bus: PrivateBus,
     dir: tempfile::TempDir,
-}
-
-fn spawn_bus(dir: &Path) -> (Process, String) {
-    let config = dir.join("bus.conf");
-    let text = format!(
-        "<busconfig><type>system</type><listen>unix:path={}/bus</listen><auth>EXTERNAL</auth>\
-         <policy context=\"default\"><allow user=\"*\"/><allow own=\"*\"/><allow send_type=\"method_call\"/>\
-         <allow send_type=\"signal\"/><allow send_requested_reply=\"true\"/><allow receive_type=\"method_call\"/>\
-         <allow receive_type=\"signal\"/><allow receive_requested_reply=\"true\"/></policy></busconfig>",
-        dir.display()
-    );
-    std::fs::write(&config, text).unwrap();
-    let mut child = Command::new("dbus-daemon")
-        .arg(format!("--config-file={}", config.display()))
-        .args(["--nofork", "--print-address"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("dbus-daemon is needed: apt install dbus-daemon");
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    (Process(child), line.trim().to_owned())
 }
 
 /// The daemon; `DSTACK_TEEPOD` names another build of it, e.g. to take figures.
@@ -114,8 +84,6 @@ impl World {
 
     pub async fn without_teepod(settings: &str, wrapper: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        // The bus is for other users too.
-        std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         for name in ["state", "images", "etc"] {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }
@@ -123,10 +91,11 @@ impl World {
         let images = dir.path().join("images").display().to_string();
         std::fs::write(dir.path().join("etc/teepod.toml"), format!("image_path = {images:?}\n{settings}"))
             .unwrap();
-        let (bus, address) = spawn_bus(dir.path());
+        let bus = PrivateBus::start(dir.path());
+        let address = bus.address.clone();
         let systemd = Systemd::new(&address).await;
-        let polkit = Polkit::new(&address).await;
-        let connection = zbus::conn::Builder::address(address.as_str()).build().await.unwrap();
+        let polkit = Polkit::new(&bus).await;
+        let connection = bus.connect().await;
         let (seen, grown) = collect(&connection).await;
         let manager = ManagerProxy::new(&connection).await.unwrap();
         let (listeners, http) = listeners(dir.path());
@@ -158,13 +127,8 @@ impl World {
         self.forget_signals();
         let fds: Vec<i32> = self.listeners.iter().map(AsRawFd::as_raw_fd).collect();
         let script = format!("export LISTEN_PID=$$; exec \"$@\" 3<&{} 4<&{}", fds[0], fds[1]);
-        let mut owners = zbus::fdo::DBusProxy::new(&self.connection)
-            .await
-            .unwrap()
-            .receive_name_owner_changed()
-            .await
-            .unwrap();
-        let child = Command::new("bash")
+        let mut command = Command::new("bash");
+        command
             .args(["-c", &script, "bash"])
             .args(&self.wrapper)
             .arg(program())
@@ -173,30 +137,14 @@ impl World {
             .env("DBUS_SYSTEM_BUS_ADDRESS", &self.address)
             .env("STATE_DIRECTORY", self.path("state"))
             .env("CONFIGURATION_DIRECTORY", self.path("etc"))
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        self.teepod = Some(Process(child));
-        let named = async {
-            while let Some(change) = owners.next().await {
-                let args = change.args().unwrap();
-                if args.name() == NAME && args.new_owner().is_some() {
-                    return;
-                }
-            }
-        };
-        tokio::time::timeout(PATIENCE, named).await.expect("teepod did not take its name");
+            .stdin(Stdio::null());
+        let spawn = || command.spawn().unwrap();
+        self.teepod = Some(bus::start(&self.connection, NAME, PATIENCE, spawn).await);
     }
 
     /// SIGKILL, as the kernel or an operator would.
     pub async fn kill_teepod(&mut self) {
-        drop(self.teepod.take());
-        // The bus may learn of it a little later.
-        let bus = zbus::fdo::DBusProxy::new(&self.connection).await.unwrap();
-        let mut owners = bus.receive_name_owner_changed_with_args(&[(0, NAME)]).await.unwrap();
-        if bus.name_has_owner(NAME.try_into().unwrap()).await.unwrap() {
-            owners.next().await.unwrap();
-        }
+        bus::kill(&self.connection, NAME, self.teepod.take()).await;
     }
 
     /// Waits until a file has this text.

@@ -7,6 +7,5 @@ mod access;
 mod certbot;
 mod kms;
 mod life;
-mod polkit;
 mod systemd;
 mod world;

@@ -2,32 +2,22 @@
 //! A private bus with a systemd, a polkit, a key service, and the real ingress on it.
 
 use crate::kms::Kms;
-use crate::polkit::Polkit;
 use crate::systemd::Systemd;
 use dstack_service::api::tproxy1::{ManagerProxy, NAME};
-use futures_util::StreamExt;
+use dstack_testing::bus::{self, PrivateBus};
+use dstack_testing::polkit::Polkit;
+use dstack_testing::process::Process;
 use rcgen::{CertificateParams, KeyPair};
-use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+use zbus::Connection;
 use zbus::proxy::CacheProperties;
-use zbus::{Connection, fdo::DBusProxy};
 
 pub const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Ends a process with the test.
-pub struct Process(pub Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
 
 pub struct World {
     pub systemd: Systemd,
@@ -39,29 +29,8 @@ pub struct World {
     pub rpc: String,
     listeners: (TcpListener, UnixListener),
     pub tproxy: Option<Process>,
-    _bus: Process,
+    _bus: PrivateBus,
     dir: tempfile::TempDir,
-}
-
-fn spawn_bus(dir: &Path) -> (Process, String) {
-    let config = dir.join("bus.conf");
-    let text = format!(
-        "<busconfig><type>system</type><listen>unix:path={}/bus</listen><auth>EXTERNAL</auth>\
-         <policy context=\"default\"><allow user=\"*\"/><allow own=\"*\"/><allow send_type=\"method_call\"/>\
-         <allow send_type=\"signal\"/><allow send_requested_reply=\"true\"/><allow receive_type=\"method_call\"/>\
-         <allow receive_type=\"signal\"/><allow receive_requested_reply=\"true\"/></policy></busconfig>",
-        dir.display()
-    );
-    std::fs::write(&config, text).unwrap();
-    let mut child = Command::new("dbus-daemon")
-        .arg(format!("--config-file={}", config.display()))
-        .args(["--nofork", "--print-address"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("dbus-daemon is needed: apt install dbus-daemon");
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    (Process(child), line.trim().to_owned())
 }
 
 fn passed_on<F: std::os::fd::AsFd>(listener: F) -> F {
@@ -83,15 +52,14 @@ impl World {
     /// Everything but the ingress itself.
     pub async fn stopped(bootstrapped: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        // The bus is for other users too.
-        std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         for name in ["state", "cache", "etc"] {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }
-        let (bus, address) = spawn_bus(dir.path());
-        let (systemd, polkit) = (Systemd::new(&address).await, Polkit::new(&address).await);
+        let bus = PrivateBus::start(dir.path());
+        let address = bus.address.clone();
+        let (systemd, polkit) = (Systemd::new(&address).await, Polkit::new(&bus).await);
         let kms = Kms::new(&address, bootstrapped).await;
-        let connection = zbus::conn::Builder::address(address.as_str()).build().await.unwrap();
+        let connection = bus.connect().await;
         let manager = ManagerProxy::builder(&connection).cache_properties(CacheProperties::No);
         let manager = manager.build().await.unwrap();
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -157,18 +125,7 @@ impl World {
 
     /// Starts the daemon as systemd would, and waits until it has its name.
     pub async fn start(&mut self) {
-        let bus = DBusProxy::new(&self.connection).await.unwrap();
-        let mut owners = bus.receive_name_owner_changed().await.unwrap();
-        self.tproxy = Some(Process(self.spawn()));
-        let named = async {
-            while let Some(change) = owners.next().await {
-                let args = change.args().unwrap();
-                if args.name() == NAME && args.new_owner().is_some() {
-                    return;
-                }
-            }
-        };
-        tokio::time::timeout(PATIENCE, named).await.expect("the ingress did not take its name");
+        self.tproxy = Some(bus::start(&self.connection, NAME, PATIENCE, || self.spawn()).await);
     }
 
     /// Waits until it has asked for a data plane, the last step of a start.
@@ -184,11 +141,6 @@ impl World {
 
     /// SIGKILL, as the kernel or an operator would.
     pub async fn kill(&mut self) {
-        drop(self.tproxy.take());
-        let bus = DBusProxy::new(&self.connection).await.unwrap();
-        let mut owners = bus.receive_name_owner_changed_with_args(&[(0, NAME)]).await.unwrap();
-        if bus.name_has_owner(NAME.try_into().unwrap()).await.unwrap() {
-            owners.next().await.unwrap();
-        }
+        bus::kill(&self.connection, NAME, self.tproxy.take()).await;
     }
 }
