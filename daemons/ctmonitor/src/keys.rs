@@ -30,6 +30,11 @@ pub trait Keys: Send + Sync + std::fmt::Debug {
     fn name(&self) -> &str;
     /// All keys that were ever in use. The error is a sentence that says what to do.
     fn fetch(&self) -> BoxFuture<'_, Result<BTreeSet<KeyId>, String>>;
+    /// Whether a key that it does not tell any more is none of ours: the operator's word, and nobody else's. A certbot
+    /// that was installed anew knows nothing of certificates that go on being in logs.
+    fn can_take_back(&self) -> bool {
+        false
+    }
 }
 
 /// Keys of the settings.
@@ -43,6 +48,10 @@ impl Keys for Fixed {
 
     fn fetch(&self) -> BoxFuture<'_, Result<BTreeSet<KeyId>, String>> {
         Box::pin(async { Ok(self.0.clone()) })
+    }
+
+    fn can_take_back(&self) -> bool {
+        true
     }
 }
 

@@ -11,6 +11,8 @@ pub const LOGS_MAX: usize = 64;
 pub const TPROXIES_MAX: usize = 64;
 /// Most keys that one source of keys may name.
 pub const KEYS_MAX: usize = 16_384;
+/// Most keys that are kept of all sources together, so that the file stays readable.
+pub const KEYS_KEPT_MAX: usize = 32_768;
 /// Longest URL of a service.
 pub const URL_MAX: usize = 1024;
 

@@ -3,13 +3,14 @@
 
 mod asking;
 mod desk;
+mod knowing;
 
 use crate::alert::{Alert, Book, BookError, Kind};
 use crate::certificate::KeyId;
 use crate::domain::Domain;
 use crate::keys::Keys;
 use crate::source::Source;
-use crate::store::{Check, Position, Store, Told as ToldKeys};
+use crate::store::{Check, Position, Store};
 use dstack_service::jobs::Context;
 use dstack_service::logging::message_id;
 use dstack_service::state::StateError;
@@ -105,7 +106,7 @@ impl Engine {
     pub fn open(parts: Parts, clock: Clock) -> Result<(Self, mpsc::UnboundedReceiver<Alert>), StateError> {
         let (told, receiver) = mpsc::unbounded_channel();
         let book = parts.store.book()?;
-        let known: BTreeSet<KeyId> = keys_of(&parts.store.known()?);
+        let known: BTreeSet<KeyId> = knowing::keys_of(&parts.store.known()?);
         let view = View { check: parts.store.check()?, open: book.open(), known: known.len() };
         let inner = Inner {
             parts,
@@ -179,10 +180,6 @@ impl Engine {
     }
 }
 
-fn keys_of(told: &BTreeMap<String, ToldKeys>) -> BTreeSet<KeyId> {
-    told.values().flat_map(|t| &t.keys).filter_map(|hex| KeyId::from_hex(hex)).collect()
-}
-
 impl Inner {
     fn see(&self, change: impl FnOnce(&mut View)) {
         change(&mut self.view.lock().unwrap_or_else(PoisonError::into_inner));
@@ -232,30 +229,6 @@ impl Inner {
             self.ask(source.as_ref(), &known, &mut busy, context, summary).await?;
         }
         Ok(())
-    }
-
-    /// Keys of ours: fresh where somebody answers, else those of before. Without any, nothing can be judged.
-    async fn known(&self, summary: &mut Summary) -> Result<BTreeSet<KeyId>, Refusal> {
-        let before = self.parts.store.known()?;
-        let (mut told, now) = (BTreeMap::new(), (self.clock)());
-        for keys in &self.parts.keys {
-            let name = keys.name().to_owned();
-            let entry = match keys.fetch().await {
-                Ok(found) => ToldKeys { keys: found.iter().map(KeyId::to_string).collect(), at: now },
-                Err(error) => match before.get(&name) {
-                    Some(old) => {
-                        summary.troubles.push(format!("keys of before are used: {error}"));
-                        old.clone()
-                    }
-                    None => return Err(Refusal::NoKeys(error)),
-                },
-            };
-            told.insert(name, entry);
-        }
-        if told != before {
-            self.parts.store.put_known(&told)?;
-        }
-        Ok(keys_of(&told))
     }
 
     /// Notes alerts, then tells them; gives those that are new. Those that cannot be kept are told all the same: a full

@@ -161,6 +161,31 @@ async fn keys_of_before_are_used_while_nobody_answers_and_a_new_key_settles_its_
 }
 
 #[tokio::test]
+async fn an_ingress_that_forgets_a_key_makes_no_alert_of_its_certificate() {
+    let (crtsh, dir) = (Crtsh::start().await, tempfile::tempdir().unwrap());
+    let kms = Kms::new();
+    let gateway = start(&kms.issue(Usage::GatewayRpc, [1; 20])).await;
+    let keys_of = |keys: &[&KeyPair]| keys.iter().map(|key| key.subject_public_key_info()).collect();
+    *gateway.ingress.0.lock().unwrap() = keys_of(&[&OURS, &THEIRS]);
+    let open = || {
+        let tproxy = asked(&gateway, kms.public_key(), None);
+        let sources = vec![search(&crtsh.server.url, false, 9)];
+        World::with(sources, vec![Box::new(tproxy)], false, Store::open(dir.path()).unwrap())
+    };
+    assert!(open().check().await.troubles.is_empty());
+    // Installed anew: it knows its newest key alone. The logs know the others.
+    *gateway.ingress.0.lock().unwrap() = keys_of(&[&OTHERS]);
+    crtsh.list(1, issue(&THEIRS, &NAMES, 1, 0, false));
+    crtsh.list(2, issue(&OTHERS, &NAMES, 2, 0, false));
+    for _ in 0..2 {
+        let world = open();
+        let summary = world.check().await;
+        assert!(summary.new_alerts.is_empty() && summary.troubles.is_empty(), "{summary:?}");
+        assert_eq!(world.engine.view().known, 3);
+    }
+}
+
+#[tokio::test]
 async fn p30_without_any_key_nothing_is_judged_and_that_becomes_an_alert() {
     let crtsh = Crtsh::start().await;
     crtsh.list(1, issue(&OURS, &NAMES, 1, 0, false));
