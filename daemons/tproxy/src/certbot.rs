@@ -138,6 +138,9 @@ pub async fn follow(control: Control, engine: Engine, connection: Connection) {
         let known = certbot.known().await;
         let is_known = known.is_ok();
         engine.set_certbot(known);
+        if is_known {
+            engine.remember().await;
+        }
         let is_shown = control.renew().await;
         let pause = if is_known && is_shown { AGAIN } else { RETRY };
         tokio::select! {

@@ -136,6 +136,7 @@ impl Control {
         self.notes().certificate = note;
         self.feed_with(Feed { config, certificates });
         *self.source() = Some(source);
+        engine.remember().await;
         // Without a listener nobody wants to know.
         let _ = self.0.words.send(Word::Settings);
         let replaced = units::replace(&*self.0.units).await;

@@ -5,7 +5,7 @@
 //! - [`engine`]: async, owns the state, works through traits (`dstack_wireguard::Wireguard`, [`names::Lookup`],
 //!   [`issuer::Issuer`], [`units::Units`])
 //! - [`registry`], [`pool`], [`claim`], [`settings`], [`page`]: pure
-//! - [`journal`], [`key`], [`certificates`], [`acme`]: files
+//! - [`journal`], [`key`], [`certificates`], [`acme`], [`history`]: files
 //! - [`control`]: reloading, and what the daemon says of itself
 //! - [`peers`]: the instances as WireGuard peers
 //! - [`tunnel`]: a tunnel that forwards nothing
@@ -21,6 +21,7 @@ pub mod control;
 pub mod daemon;
 pub mod dns;
 pub mod engine;
+pub mod history;
 pub mod http;
 pub mod issuer;
 pub mod journal;

@@ -14,6 +14,7 @@ pub mod keeper;
 pub use errors::Refusal;
 
 use crate::acme::Info;
+use crate::history::History;
 use crate::journal::{Journal, Line};
 use crate::peers::{Peers, peer};
 use crate::registry::{Change, Claim, Entry, Instance, RegisterError, Registry};
@@ -78,6 +79,8 @@ struct Inner {
     tunnel: RwLock<Result<(), String>>,
     /// What this host's certbot says for auditors, or why it says nothing.
     certbot: RwLock<Result<Info, String>>,
+    /// What auditors were ever told.
+    history: History,
 }
 
 /// The engine; clones share it.
@@ -92,6 +95,7 @@ impl Engine {
     pub fn open(parts: Parts) -> Result<(Self, mpsc::UnboundedReceiver<Told>), StateError> {
         let Parts { settings, state, private_key, public_key, verifier, wireguard } = parts;
         let (journal, instances) = Journal::open(&state)?;
+        let history = History::open(&state)?;
         let pool = settings.tunnel.pool().ok_or_else(|| StateError::Damaged {
             path: state,
             reason: "wg.client_ip_range is no IPv4 range".to_owned(),
@@ -121,6 +125,7 @@ impl Engine {
             flows: Flows::default(),
             tunnel: RwLock::new(Err("it is being made".to_owned())),
             certbot: RwLock::new(Ok(Info::default())),
+            history,
         };
         Ok((Self(Arc::new(inner)), events))
     }

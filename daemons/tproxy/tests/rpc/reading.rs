@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What anybody may read.
 
-use crate::world::{World, interface};
+use crate::world::{World, interface, open};
 use dstack_core::wireguard::PublicKey;
 use dstack_ra_rpc::tls::client_config;
 use dstack_rpc::tproxy::{AcmeInfoResponse, GetInfoRequest, GetInfoResponse, GetMetaResponse, ListResponse};
+use dstack_tproxy::acme::Info;
 use rcgen::{CertificateParams, KeyPair, PublicKeyData};
 use rustls::pki_types::ServerName;
 use std::sync::Arc;
@@ -73,4 +74,26 @@ async fn auditors_get_account_and_keys() {
     std::fs::write(world.path("cert.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
     let info: AcmeInfoResponse = world.call(None, "/prpc/Tproxy.AcmeInfo", &()).await.unwrap();
     assert_eq!(info.hist_keys, [key.subject_public_key_info()]);
+}
+
+#[tokio::test]
+async fn auditors_hear_of_every_key_also_when_its_teller_forgets_it() {
+    let world = World::new().await;
+    let hist = async || {
+        let info: AcmeInfoResponse = world.call(None, "/prpc/Tproxy.AcmeInfo", &()).await.unwrap();
+        (info.account_uri, info.hist_keys)
+    };
+    let said = Info { account_uri: "https://acme/1".into(), public_keys: vec![vec![1], vec![2]] };
+    world.engine.set_certbot(Ok(said));
+    world.engine.remember().await;
+    // It was removed, and then it was installed anew; in between we were started anew.
+    world.engine.set_certbot(Ok(Info::default()));
+    assert_eq!(hist().await, ("https://acme/1".to_owned(), vec![vec![1], vec![2]]));
+    world.engine.set_certbot(Ok(Info { account_uri: "https://acme/2".into(), public_keys: vec![vec![3]] }));
+    assert_eq!(hist().await, ("https://acme/2".to_owned(), vec![vec![1], vec![2], vec![3]]));
+    let (restarted, _told) = open(&world.path(""), &world.wireguard);
+    assert_eq!(restarted.acme().await.unwrap().public_keys.len(), 3);
+    // One that does not answer may have new ones.
+    restarted.set_certbot(Err("certbot does not answer".into()));
+    assert!(restarted.acme().await.unwrap_err().contains("does not answer"));
 }
