@@ -3,7 +3,7 @@
 
 use crate::assemble::{self, AssembleError};
 use crate::bus::rows;
-use crate::engine::Engine;
+use crate::engine::{Engine, Turns};
 use crate::settings::{Input, Settings};
 use dstack_service::config::{self, Directories};
 use std::path::PathBuf;
@@ -19,6 +19,8 @@ struct Inner {
     state: PathBuf,
     /// Or why there is none.
     engine: RwLock<Result<Engine, String>>,
+    /// Of all engines that there ever were: work under way ends with the settings that it began with.
+    turns: Turns,
 }
 
 /// The settings in force; clones share them.
@@ -30,7 +32,7 @@ impl Control {
     #[must_use]
     pub fn empty(directories: Directories, state: PathBuf) -> Self {
         let engine = RwLock::new(Err(UNCONFIGURED.to_owned()));
-        Self(Arc::new(Inner { directories, state, engine }))
+        Self(Arc::new(Inner { directories, state, engine, turns: Turns::default() }))
     }
 
     /// With what the files say.
@@ -61,7 +63,7 @@ impl Control {
     fn assemble(&self, settings: Settings) -> Result<Result<Engine, String>, String> {
         let workdir = settings.workdir.clone().unwrap_or_else(|| self.0.state.clone());
         match assemble::assemble(settings, &workdir, &assemble::by_systemd) {
-            Ok(engine) => Ok(Ok(engine)),
+            Ok(engine) => Ok(Ok(engine.taking_turns(self.0.turns.clone()))),
             Err(error @ AssembleError::Missing(..)) => {
                 Ok(Err(format!("Not configured: {error}, then run: systemctl restart dstack-certbot")))
             }

@@ -116,11 +116,13 @@ pub struct Parts {
 
 /// Does everything; one thing at a time.
 #[derive(Clone)]
-pub struct Engine(Arc<Inner>);
+pub struct Engine(Arc<Inner>, Turns);
+
+/// Whose turn it is among engines of one process.
+pub type Turns = Arc<Mutex<()>>;
 
 struct Inner {
     parts: Parts,
-    turn: Mutex<()>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -132,8 +134,9 @@ impl std::fmt::Debug for Engine {
 /// The right to change the working directory: of this process, and among processes.
 #[derive(Debug)]
 pub struct Turn<'a> {
-    _turn: MutexGuard<'a, ()>,
+    // Fields are dropped in this order: whoever has the turn next finds the file free.
     _lock: File,
+    _turn: MutexGuard<'a, ()>,
 }
 
 /// What came of a look at a certificate.
@@ -154,7 +157,13 @@ impl Engine {
     /// An engine.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        Self(Arc::new(Inner { parts, turn: Mutex::default() }))
+        Self(Arc::new(Inner { parts }), Turns::default())
+    }
+
+    /// The same, taking turns with others: of settings of before, whose work may be under way.
+    #[must_use]
+    pub fn taking_turns(self, turns: Turns) -> Self {
+        Self(self.0, turns)
     }
 
     fn parts(&self) -> &Parts {
@@ -172,7 +181,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Busy`] when another process has it.
     pub async fn turn(&self) -> Result<Turn<'_>, EngineError> {
-        let turn = self.0.turn.lock().await;
+        let turn = self.1.lock().await;
         let workdir = &self.parts().workdir;
         std::fs::create_dir_all(workdir).map_err(FileError::at(workdir))?;
         let path = workdir.join("lock");
@@ -183,7 +192,7 @@ impl Engine {
             .open(&path)
             .map_err(FileError::at(&path))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Turn { _turn: turn, _lock: lock }),
+            Ok(()) => Ok(Turn { _lock: lock, _turn: turn }),
             Err(TryLockError::WouldBlock) => Err(EngineError::Busy(workdir.clone())),
             Err(TryLockError::Error(error)) => Err(FileError::new(&path, error).into()),
         }

@@ -111,6 +111,19 @@ async fn a_record_that_cannot_be_removed_keeps_nothing_from_being_renewed() {
     assert_eq!(left, Some(made), "it is tried again by the next run");
 }
 
+/// Settings that are read again in mid-work are no other process.
+#[tokio::test]
+async fn engines_of_one_process_wait_for_each_other() {
+    let world = World::new();
+    let (one, turns) = (world.engine(), dstack_certbot::engine::Turns::default());
+    let (one, two) = (one.taking_turns(turns.clone()), world.engine().taking_turns(turns));
+    let turn = one.turn().await.unwrap();
+    let mut waiting = Box::pin(two.turn());
+    assert!(futures_util::FutureExt::now_or_never(&mut waiting).is_none(), "it waits");
+    drop(turn);
+    waiting.await.unwrap();
+}
+
 /// Two processes never work in one directory.
 #[tokio::test]
 async fn another_process_has_its_turn() {

@@ -65,8 +65,16 @@ async fn a_timer_gets_a_certificate_and_the_ingress_is_told() {
     world.manager.renew("apps.example.test", options).await.unwrap();
     assert_eq!(ended.next().await.unwrap().args().unwrap().result, "done");
     assert_ne!(changed.next().await.unwrap().args().unwrap().public_key, args.public_key);
+    // Settings are read again in mid-job, and the next job waits for that one.
+    let forced = || Options::from([("force", true.into())]);
+    world.manager.renew("", forced()).await.unwrap();
+    world.manager.reload().await.unwrap();
+    world.manager.renew("", forced()).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(ended.next().await.unwrap().args().unwrap().result, "done");
+    }
     world.start().await;
-    assert_eq!(world.manager.historical_keys("").await.unwrap().len(), 2);
+    assert_eq!(world.manager.historical_keys("").await.unwrap().len(), 4);
     assert_eq!(world.manager.account_uri().await.unwrap(), account);
     assert!(world.run(&["request", "rehearse"]).status.success());
     assert!(world.manager.last_rehearsal().await.unwrap().0 > 0);
