@@ -9,10 +9,10 @@ use crate::engine::{Engine, Refusal, Summary};
 use crate::settings::{Input, Settings};
 use crate::store::Store;
 use clap::Parser;
-use dstack_service::api::ctmonitor1::{Error as BusError, ManagerProxy};
+use dstack_service::api::ctmonitor1::{Error as BusError, ManagerProxy, NAME};
+use dstack_service::asking::{self, AskError};
 use dstack_service::config::Directories;
 use dstack_service::jobs::Context;
-use futures_util::StreamExt;
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::path::PathBuf;
@@ -20,8 +20,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
-use zbus::Connection;
+use zbus::names::OwnedUniqueName;
 use zbus::proxy::CacheProperties;
+use zbus::{Connection, OwnedObjectPath};
 
 /// Nothing is unknown.
 pub const CLEAN: u8 = 0;
@@ -182,27 +183,20 @@ async fn once(engine: &Engine) -> Outcome<u8> {
     })
 }
 
-/// Lets the daemon check, and waits for the end.
+/// Lets the daemon check, and waits for the end; once more when it restarts meanwhile: a check goes on where the last one
+/// was.
 async fn ask_daemon() -> Outcome<u8> {
     let connection = Connection::system().await?;
     let builder = ManagerProxy::builder(&connection).cache_properties(CacheProperties::No);
     let manager = builder.build().await?;
-    let mut ended = manager.receive_job_removed().await?;
     let before = alerts(&manager).await;
-    let job = match manager.check().await {
-        Err(BusError::NotConfigured(_)) => {
+    let result = match asking::ask(&connection, NAME, |owner| begin(&connection, owner)).await {
+        Err(AskError::Refused(BusError::NotConfigured(_))) => {
             // The timer comes before the settings; that is no failure.
             tracing::info!("{UNCONFIGURED}");
             return Ok(CLEAN);
         }
         other => other?,
-    };
-    let result = loop {
-        let signal = ended.next().await.ok_or("the bus was lost")?;
-        let args = signal.args()?;
-        if *args.job() == job {
-            break args.result().clone();
-        }
     };
     let new: Vec<String> = alerts(&manager).await?.difference(&before?).cloned().collect();
     if !new.is_empty() {
@@ -215,6 +209,11 @@ async fn ask_daemon() -> Outcome<u8> {
     }
     tracing::warn!("the check ended as {result}: {error}");
     Ok(FAILED)
+}
+
+async fn begin(connection: &Connection, owner: OwnedUniqueName) -> Result<OwnedObjectPath, BusError> {
+    let manager = ManagerProxy::builder(connection).destination(owner);
+    manager.cache_properties(CacheProperties::No).build().await?.check().await
 }
 
 async fn alerts(manager: &ManagerProxy<'_>) -> Outcome<BTreeSet<String>> {

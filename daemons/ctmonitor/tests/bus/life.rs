@@ -94,6 +94,28 @@ async fn the_timers_program_fails_for_new_alerts_alone() {
     assert!(world.manager.last_success().await.unwrap() > 0);
 }
 
+/// The daemon is killed in the midst of a check, and another process of it begins to number its jobs anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_timers_program_outlives_a_restart_of_the_daemon() {
+    let mut world = World::new().await;
+    world.crtsh.list(2, issue(&THEIRS, &NAMES, 2, 0, false));
+    // It takes the connection and never answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (file, url) = (world.path("etc/ct-monitor.toml"), format!("http://{}", silent.local_addr().unwrap()));
+    let good = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, good.replace(&world.crtsh.server.url, &url)).unwrap();
+    world.kill().await;
+    world.start().await;
+    let mut begun = world.manager.receive_job_new().await.unwrap();
+    let mut asking = world.spawn_timer();
+    timeout(PATIENCE, begun.next()).await.unwrap().unwrap();
+    std::fs::write(&file, good).unwrap();
+    world.kill().await;
+    world.start().await;
+    let status = timeout(PATIENCE, asking.wait()).await.expect("it waits for a job that nobody has").unwrap();
+    assert_eq!(status.code(), Some(3), "the check was made, and its alert counts");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn certbot_tells_its_keys_over_the_bus() {
     let mut world = World::stopped(true).await;

@@ -131,7 +131,11 @@ impl World {
 
     /// The timer's program: its exit code.
     pub async fn timer(&self) -> Option<i32> {
-        let mut command = tokio::process::Command::from(self.command());
-        command.arg("--check").status().await.unwrap().code()
+        self.spawn_timer().wait().await.unwrap().code()
+    }
+
+    /// The same, under way.
+    pub fn spawn_timer(&self) -> tokio::process::Child {
+        tokio::process::Command::from(self.command()).arg("--check").kill_on_drop(true).spawn().unwrap()
     }
 }
