@@ -8,8 +8,8 @@
 # shellcheck shell=bash
 
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-. "$VM_DIR/lib/nspawn.sh"
-. "$VM_DIR/lib/repo.sh"
+MACHINE_KIND=$(sed -n 's/^# Machine: //p' "$0")
+. "$VM_DIR/lib/host.sh"
 
 TEST=$(basename "${0%.sh}")
 : "${RESULTS:=/dev/null}" "${HOST_TIMEOUT:=60}"

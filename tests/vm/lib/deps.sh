@@ -28,6 +28,8 @@ vm curl curl
 vm jq jq
 vm flock util-linux
 vm ip iproute2
+vm ssh openssh-client
+vm mke2fs e2fsprogs
 unit dbus-daemon dbus-daemon
 unit ip iproute2
 unit wireguard-go wireguard-go

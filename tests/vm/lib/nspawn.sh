@@ -95,6 +95,9 @@ machine_find_leader() {
     return 1
 }
 
+machine_build() { tree_build && tree_path; }
+machine_make() { tree_make "$1"; }
+
 machine_start() {
     need_root "the host machine"
     machine_clean
@@ -139,18 +142,7 @@ machine_enter() {
         HOME=/root LANG=C.UTF-8 TERM="${TERM:-dumb}" "$@"
 }
 
-# machine_run [--uid=USER] COMMAND…: run as a transient unit of the machine, as a login would not be:
-# no session, so that polkit sees an ordinary, inactive subject. Streams, and keeps the exit status.
-machine_run() {
-    local opts=()
-    while [ "${1:-}" != "${1#--}" ]; do
-        opts+=("$1")
-        shift
-    done
-    machine_enter systemd-run --quiet --pipe --wait --collect --service-type=exec --expand-environment=no \
-        -E LANG=C.UTF-8 -E HOME=/root -E SYSTEMD_COLORS=0 -E SYSTEMD_PAGER=cat \
-        "${opts[@]}" -- "$@"
-}
+machine_shell() { machine_enter systemd-run --quiet --shell; }
 
 # machine_halt: shut it down in order, for at most three minutes: its VMs have up to one and a half each.
 machine_halt() {
