@@ -26,6 +26,35 @@ pub enum Runner {
     Bash,
 }
 
+/// A port of the app for clients of the ingress, or the option's word for the opposite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IngressPort(pub Option<u16>);
+
+impl IngressPort {
+    fn or(word: &'static str, text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(0) | Err(_) if text != word => Err(format!("it is a port from 1 to 65535, or {word:?}")),
+            port => Ok(Self(port.ok())),
+        }
+    }
+
+    /// A port, or `all`.
+    ///
+    /// # Errors
+    /// What it has to be.
+    pub fn or_all(text: &str) -> Result<Self, String> {
+        Self::or("all", text)
+    }
+
+    /// A port, or `none`.
+    ///
+    /// # Errors
+    /// What it has to be.
+    pub fn or_none(text: &str) -> Result<Self, String> {
+        Self::or("none", text)
+    }
+}
+
 /// What goes into `app-compose.json`, besides the compose file.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Document {
@@ -73,6 +102,15 @@ pub struct Document {
     /// Keep the app away from the ingress
     #[arg(long, help_heading = "What is measured")]
     pub no_tproxy: bool,
+    /// Let clients of the ingress reach only this port of the app; may be repeated. `all`, the default, allows each
+    #[arg(long, value_name = "PORT", value_delimiter = ',', value_parser = IngressPort::or_all,
+        conflicts_with = "no_tproxy", help_heading = "What is measured")]
+    pub tproxy_port: Vec<IngressPort>,
+    /// Begin the ingress's connections to this port with a PROXY protocol v2 header, which tells the app its client's
+    /// address; may be repeated. `none` is the default
+    #[arg(long, value_name = "PORT", value_delimiter = ',', value_parser = IngressPort::or_none,
+        conflicts_with = "no_tproxy", help_heading = "What is measured")]
+    pub proxy_protocol: Vec<IngressPort>,
     /// Pull exactly the images that the tags name now: write their digests into the compose file
     #[arg(long, conflicts_with = "allow_tags", help_heading = "What is measured")]
     pub pin: bool,

@@ -5,7 +5,7 @@
 use crate::cli_deploy::{Document, Runner};
 use crate::errors::Failure;
 use crate::pin;
-use dstack_core::compose::{AppCompose, Rollback};
+use dstack_core::compose::{AppCompose, PortPolicy, Rollback};
 use dstack_core::ids::SignerKey;
 use dstack_core::limits::{APP_COMPOSE_MAX, VM_NAME_MAX};
 use serde::{Deserialize, Serialize};
@@ -49,6 +49,8 @@ pub struct Trust {
     pub rollback: Option<Rollback>,
     /// Whether its instances register with the ingress.
     pub tproxy: bool,
+    /// Where the ingress lets clients in.
+    pub port_policy: Option<PortPolicy>,
 }
 
 impl Trust {
@@ -63,6 +65,7 @@ impl Trust {
             upgrade_keys: document.upgrade_keys.clone(),
             rollback: document.rollback,
             tproxy: document.tproxy_enabled,
+            port_policy: document.port_policy.clone(),
         }
     }
 }
@@ -162,6 +165,8 @@ struct Ordered<'a> {
     upgrade_keys: &'a [SignerKey],
     #[serde(skip_serializing_if = "Option::is_none")]
     rollback: Option<Rollback>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port_policy: Option<&'a PortPolicy>,
 }
 
 /// `{}` without a login.
@@ -232,6 +237,7 @@ fn from_parts(
         env_signer: trust.env_signer,
         upgrade_keys: &trust.upgrade_keys,
         rollback: trust.rollback,
+        port_policy: trust.port_policy.as_ref(),
     };
     serde_json::to_vec(&document).map_err(|e| Failure::new(format!("cannot write app-compose.json: {e}")))
 }
@@ -278,6 +284,8 @@ fn refuse_changes(options: &Document) -> Result<(), Failure> {
         ("--no-public-sysinfo", options.no_public_sysinfo),
         ("--tproxy", options.tproxy),
         ("--no-tproxy", options.no_tproxy),
+        ("--tproxy-port", !options.tproxy_port.is_empty()),
+        ("--proxy-protocol", !options.proxy_protocol.is_empty()),
         ("--pin", options.pin),
         ("--key-provider", options.key_provider.is_some()),
         ("--kms", options.kms.is_some()),

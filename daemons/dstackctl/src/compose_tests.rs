@@ -129,6 +129,10 @@ fn t03_t08_t09_golden_bytes_with_a_key_service() {
         upgrade_keys: vec![key("bb")],
         rollback: Some(dstack_core::compose::Rollback::Refuse),
         tproxy: true,
+        port_policy: Some(dstack_core::compose::PortPolicy {
+            ports: vec![dstack_core::compose::PortRule { port: 80, pp: true }],
+            restrict_mode: true,
+        }),
     };
     let built = build(Some(&input(FILE)), Some("hello"), &options, &trust).unwrap();
     let golden = format!(
@@ -141,11 +145,11 @@ fn t03_t08_t09_golden_bytes_with_a_key_service() {
             r#""key_provider":"kms","allowed_envs":["A","TOKEN"],"key_provider_id":"3059","#,
         ),
         format_args!(
-            r#""env_signer":"{}","upgrade_keys":["{}"],"rollback":"refuse""#,
+            r#""env_signer":"{}","upgrade_keys":["{}"],"rollback":"refuse","#,
             "aa".repeat(32),
             "bb".repeat(32)
         ),
-        "}"
+        r#""port_policy":{"ports":[{"port":80,"pp":true}],"restrict_mode":true}}"#
     );
     assert_eq!(String::from_utf8(built.bytes).unwrap(), golden);
     assert_eq!(Trust::of(&built.parsed), trust);

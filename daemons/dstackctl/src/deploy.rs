@@ -302,14 +302,9 @@ impl Deployment<'_> {
             return Ok(None);
         }
         let Some(ingress) = ingress::find(self.client).await? else { return Ok(None) };
-        let mut ports =
-            self.built.parsed.docker_compose_file.as_deref().map(ingress::published).unwrap_or_default();
-        if ports.is_empty() {
-            ports.insert(80);
-        }
         let instance = vm.instance_id().await?;
         let online = ingress::wait_online(self.client, &instance, ingress::PATIENCE).await?;
-        Ok(Some(Named { urls: ingress.urls(&self.app, &ports), online }))
+        Ok(Some(Named { urls: ingress.urls(&self.app, &ingress::ports(&self.built.parsed)), online }))
     }
 
     fn named_lines(&self, named: &Named) -> String {

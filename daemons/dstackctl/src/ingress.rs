@@ -3,6 +3,7 @@
 
 use crate::client::Client;
 use crate::errors::{Failure, is_away};
+use dstack_core::compose::{AppCompose, PortPolicy};
 use dstack_core::ids::AppId;
 use dstack_service::api::tproxy1::{Error, ManagerProxy};
 use serde_json::Value;
@@ -84,6 +85,15 @@ pub async fn wait_online(client: &Client, instance: &str, patience: Duration) ->
     }
 }
 
+/// The ports of an app that its clients are told of: those it lets them reach, else those it publishes, else 80.
+#[must_use]
+pub fn ports(app: &AppCompose) -> BTreeSet<u16> {
+    let allowed = app.port_policy.as_ref().and_then(PortPolicy::allowed);
+    let published = || app.docker_compose_file.as_deref().map(published).unwrap_or_default();
+    let ports = allowed.map_or_else(published, BTreeSet::from_iter);
+    if ports.is_empty() { BTreeSet::from([80]) } else { ports }
+}
+
 /// The TCP ports of the VM that a compose file publishes, as far as they are written as numbers.
 #[must_use]
 pub fn published(compose: &str) -> BTreeSet<u16> {
@@ -122,6 +132,23 @@ mod tests {
         for text in ["", "services: 1", "services: {a: {ports: 80}}", "services: {a: {ports: [80, null]}}"] {
             assert_eq!(published(text), BTreeSet::new(), "{text}");
         }
+    }
+
+    #[test]
+    fn clients_are_told_of_ports_that_they_reach() {
+        let app = |policy: &str, published: &str| {
+            let text = format!(
+                r#"{{"manifest_version":2,"name":"x","runner":"docker-compose","port_policy":{policy},
+                "docker_compose_file":"services: {{a: {{image: x, ports: [{published}]}}}}"}}"#
+            );
+            ports(&AppCompose::parse(text.as_bytes()).unwrap())
+        };
+        assert_eq!(app("null", "'81:80', '82:80'"), BTreeSet::from([81, 82]));
+        assert_eq!(app("null", ""), BTreeSet::from([80]));
+        let open = r#"{"ports":[{"port":9,"pp":true}]}"#;
+        assert_eq!(app(open, "'81:80'"), BTreeSet::from([81]));
+        let closed = r#"{"ports":[{"port":82}],"restrict_mode":true}"#;
+        assert_eq!(app(closed, "'81:80', '82:80'"), BTreeSet::from([82]));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From options to a finished `app-compose.json` with its secrets: key service, sender, pinned images.
 
+mod ports;
 mod upgrade;
 
 pub use upgrade::upgrade;
@@ -65,7 +66,9 @@ pub async fn deploy(
         upgrade_keys: owner_keys(options)?,
         rollback: options.rollback.and_then(OlderDisk::measured),
         tproxy: by_name(client, options, provider.is_some()).await?,
+        port_policy: ports::policy(options, None)?,
     };
+    ports::refuse_without_ingress(options, trust.tproxy)?;
     let (input, pinned) = pinned_input(input, options, provider.is_some()).await?;
     let built = compose::build(input.as_ref(), name, options, &trust)?;
     Ok(Prepared { built, provider, pinned, variables, signer, again: false })

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Another version of an app: what the old one says of trust goes on, unless options say otherwise.
 
-use super::{Prepared, chosen, document, owner_keys, pinned_input, refuse_without_keys};
+use super::{Prepared, chosen, document, owner_keys, pinned_input, ports, refuse_without_keys};
 use crate::cli_deploy::{Document, KeyProvider, OlderDisk, Upgrade};
 use crate::client::Client;
 use crate::compose::{self, Input, Trust};
@@ -70,7 +70,9 @@ async fn carried(
         upgrade_keys: if owners.is_empty() { before.upgrade_keys } else { owners },
         rollback: options.rollback.map_or(before.rollback, OlderDisk::measured),
         tproxy: options.tproxy || (before.tproxy && !options.no_tproxy),
+        port_policy: ports::policy(options, before.port_policy.as_ref())?,
     };
+    ports::refuse_without_ingress(options, trust.tproxy)?;
     let (input, pinned) = pinned_input(input, options, trust.key_provider_id.is_some()).await?;
     let built = compose::build(input.as_ref(), Some(name), options, &trust)?;
     Ok(Prepared { built, provider, pinned, variables, signer, again: false })
