@@ -1,7 +1,8 @@
 #!/bin/bash
 # Needs: packages image
 # Timeout: 900
-# Sizes and times: printed for the record, and checked where the machine's speed does not decide them.
+# Sizes and times: printed for the record, and checked where the machine's speed does not decide them. The last test,
+# since most of its thousand VMs stay.
 set -eu
 . "$(dirname "$0")/lib/check.sh"
 . "$VM_DIR/lib/app.sh"
@@ -47,8 +48,8 @@ WITH=$(calls "${MANAGER[@]}" ListVms)
 WITHOUT=$(calls org.dstack.teepod1 /org/dstack/teepod1 org.freedesktop.DBus.Peer Ping)
 at_most "ListVms with 1,000 VMs" 20 ms "$(((WITH - WITHOUT) / 20000000))"
 at_most "RSS of teepod with 1,000 VMs" 30 MB "$(rss_mb dstack-teepod.service)"
-# A job each, and teepod runs 256 at a time: it says so, and the caller tries again.
-HOST_TIMEOUT=300 check "remove 1,000 VMs" in_host_sh 'for i in $(seq 1000); do
+# A job and two sandboxed units each. teepod runs 256 jobs at a time: it says so, and the caller tries again.
+HOST_TIMEOUT=100 check "remove 300 of them" in_host_sh 'for i in $(seq 300); do
     until busctl --timeout=100 call "$@" RemoveVm s "r$i" >/dev/null 2>/tmp/refused; do
         grep -q "wait for some to end" /tmp/refused || { cat /tmp/refused; exit 1; }; sleep 0.3; done; done' "${MANAGER[@]}"
-check "none is left" eventually 180 equals "" vms
+check "the others are left" eventually 100 equals 700 in_host_sh 'dstackctl --json vm list | jq length'
