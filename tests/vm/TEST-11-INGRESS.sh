@@ -54,6 +54,7 @@ check "leads to the app's own TLS" matches "CN ?= ?app-$HOST_ONE" eventually 15 
 check "p29 a TXT record with an address leads nowhere" in_host_sh 'printf "server 192.0.2.3\nzone custom.test\nadd _dstack-app-address.evil.custom.test 5 TXT \"192.0.2.1:22\"\nsend\n" |
     knsupdate -y hmac-sha256:bench:YmVuY2gtYmVuY2gtYmVuY2gtYmVuY2gtYmVuY2gtMDE='
 refused "p29 nor does its name" 'alert|unrecognized' fetch -k --resolve evil.custom.test:9443:192.0.2.1 "https://evil.custom.test:9443/"
+check "the agent's page says the app's address" matches "<a href=\"https://$APP.apps.test:9443/\">" fetch "https://$APP-8090.apps.test:9443/"
 check "the plain HTTP port" in_host_sh 'mkdir -p /etc/systemd/system/dstack-tproxy-flow@.service.d
     printf "[Service]\nSockets=dstack-tproxy-http.socket\n" >/etc/systemd/system/dstack-tproxy-flow@.service.d/http.conf
     systemctl daemon-reload; systemctl stop dstack-tproxy; systemctl start dstack-tproxy-http.socket

@@ -9,9 +9,11 @@ use crate::settings::Settings;
 use crate::trust::TrustError;
 use crate::vault::Vault;
 use crate::{network, sysinfo};
+use dstack_core::registrations;
 use dstack_rpc::dstack::AppInfo;
 use dstack_rpc::guest::{Container, GuestInfo, NetworkInfo, SysInfo};
 use dstack_rpc::worker::{VersionResponse, WorkerInfo};
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc;
 
@@ -27,6 +29,7 @@ pub struct Agent {
     pub vault: Vault,
     logs: Logs,
     docker: Docker,
+    registrations: PathBuf,
 }
 
 /// Nanoseconds since 1970.
@@ -40,7 +43,20 @@ impl Agent {
     /// An agent for this app.
     #[must_use]
     pub fn new(app: App, vault: Vault, logs: Logs, settings: &Settings) -> Self {
-        Self { app, vault, logs, docker: Docker::new(settings.docker_socket.clone()) }
+        let registrations = settings.network_directory.join(registrations::FILE);
+        Self { app, vault, logs, docker: Docker::new(settings.docker_socket.clone()), registrations }
+    }
+
+    /// The app's addresses at the ingress; none before it is registered, or where there is no ingress.
+    pub async fn addresses(&self) -> Vec<String> {
+        let Ok(app) = self.app.app_id.parse() else { return Vec::new() };
+        let bytes = match tokio::fs::metadata(&self.registrations).await {
+            Ok(file) if file.len() <= registrations::SIZE_MAX as u64 => {
+                tokio::fs::read(&self.registrations).await
+            }
+            _ => return Vec::new(),
+        };
+        registrations::parse(&bytes.unwrap_or_default()).iter().map(|one| one.url(&app)).collect()
     }
 
     /// Opens the log of a container, of a compose service, or of a container id.

@@ -21,6 +21,8 @@ pub const STYLE: &str = include_str!("style.css");
 pub struct View<'a> {
     /// The app.
     pub app: &'a App,
+    /// Its addresses at the ingress, as links.
+    pub addresses: &'a [String],
     /// Load and disks.
     pub sysinfo: Option<&'a SysInfo>,
     /// Containers, or why they are not known.
@@ -53,7 +55,7 @@ pub fn render(view: &View<'_>) -> String {
     page.raw("</title>\n<link rel=\"stylesheet\" href=\"style.css\">\n</head>\n<body>\n<main>\n<h1>");
     page.text(title);
     page.raw("</h1>\n");
-    page.identity(view.app);
+    page.identity(view.app, view.addresses);
     page.trust(&view.trust);
     if let Some(info) = view.sysinfo {
         page.system(info);
@@ -96,6 +98,16 @@ impl Page {
         self.raw("</td></tr>\n");
     }
 
+    fn link(&mut self, name: &str, url: &str) {
+        self.raw("<tr><th scope=\"row\">");
+        self.text(name);
+        self.raw("</th><td><a href=\"");
+        self.text(url);
+        self.raw("\">");
+        self.text(url);
+        self.raw("</a></td></tr>\n");
+    }
+
     fn note(&mut self, title: &str, note: &str) {
         self.raw("<h2>");
         self.text(title);
@@ -104,11 +116,12 @@ impl Page {
         self.raw("</p>\n");
     }
 
-    fn identity(&mut self, app: &App) {
+    fn identity(&mut self, app: &App, addresses: &[String]) {
         self.raw("<table>\n<caption>Identity</caption>\n<tbody>\n");
         self.row("App ID", or_none(&app.app_id));
         self.row("Instance ID", or_none(&app.instance_id));
         self.row("Compose hash", or_none(&app.compose_hash));
+        addresses.iter().for_each(|url| self.link("Address", url));
         self.row("Logs", if app.public_logs { "public" } else { "private" });
         self.raw("</tbody>\n</table>\n");
     }
@@ -241,7 +254,13 @@ mod tests {
 
     fn view(app: &App, containers: &[Container]) -> String {
         let info = SysInfo { uptime: 3700, loadavg_one: 125, ..SysInfo::default() };
-        render(&View { app, sysinfo: Some(&info), containers: Some(Ok(containers)), trust: Trust::default() })
+        render(&View {
+            app,
+            addresses: &[],
+            sysinfo: Some(&info),
+            containers: Some(Ok(containers)),
+            trust: Trust::default(),
+        })
     }
 
     #[test]
@@ -262,15 +281,30 @@ mod tests {
         assert!(view(&app, std::slice::from_ref(&web)).contains(link));
         app.public_logs = false;
         assert!(!view(&app, &[web]).contains("href=\"logs/"));
-        let page = render(&View { app: &app, sysinfo: None, containers: None, trust: Trust::default() });
+        let page = render(&View {
+            app: &app,
+            addresses: &[],
+            sysinfo: None,
+            containers: None,
+            trust: Trust::default(),
+        });
         assert!(page.contains("does not make its containers public") && !page.contains("Uptime"));
+    }
+
+    #[test]
+    fn addresses_are_links() {
+        let addresses = ["https://a.apps.test/".to_owned()];
+        let (app, trust) = (App::default(), Trust::default());
+        let page = render(&View { app: &app, addresses: &addresses, sysinfo: None, containers: None, trust });
+        assert!(page.contains("<a href=\"https://a.apps.test/\">https://a.apps.test/</a>"), "{page}");
+        assert!(!view(&app, &[]).contains("Address"));
     }
 
     #[test]
     fn p17_a_simulated_tee_is_said_in_capitals() {
         let shown = |realm| {
             let trust = Trust { provider: "none", realm, certificate: "<x>".into(), ..Trust::default() };
-            render(&View { app: &App::default(), sysinfo: None, containers: None, trust })
+            render(&View { app: &App::default(), addresses: &[], sysinfo: None, containers: None, trust })
         };
         let page = shown(Some(Label::Test("0123456789abcdef".into())));
         assert!(page.contains("SIMULATED (test:0123456789abcdef): nothing is protected"), "{page}");

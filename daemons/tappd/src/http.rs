@@ -73,7 +73,8 @@ async fn page(State(agent): State<Arc<Agent>>) -> Response {
     };
     let containers = containers.as_ref().map(|c| c.as_deref().map_err(String::as_str));
     let trust = trust(&agent).await;
-    let view = View { app, sysinfo: sysinfo.as_ref(), containers, trust };
+    let addresses = agent.addresses().await;
+    let view = View { app, addresses: &addresses, sysinfo: sysinfo.as_ref(), containers, trust };
     typed("text/html; charset=utf-8", dashboard::render(&view))
 }
 

@@ -11,6 +11,8 @@ pub struct Settings {
     /// Directory with `app-compose.json` and `instance.json`, which dstack-prepare wrote, and with the event log in
     /// `private`.
     pub run_directory: PathBuf,
+    /// Directory in which dstack-network says where it has registered.
+    pub network_directory: PathBuf,
     /// Unix socket of the simulated TEE, instead of vsock; without effect in a TD.
     pub simulated_socket: Option<PathBuf>,
     /// Directory with journal files; absent: this machine's journal.
@@ -23,6 +25,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             run_directory: "/run/dstack".into(),
+            network_directory: "/run/dstack-network".into(),
             simulated_socket: None,
             journal_directory: None,
             docker_socket: "/run/docker.sock".into(),

@@ -1,3 +1,3 @@
 // SPDX-License-Identifier: Apache-2.0
 #![no_main]
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| dstack_fuzz::http_head(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| dstack_fuzz::ingress::http_head(bytes));

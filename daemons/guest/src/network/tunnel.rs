@@ -3,6 +3,7 @@
 //! just the one address of its server. What a server sent is checked here, into types (known attack P27).
 
 use dstack_core::kms_address::Address;
+use dstack_core::registrations::DOMAIN_MAX;
 use dstack_rpc::tproxy::AgentConfig;
 use dstack_wireguard::{InterfaceConfig, InterfaceName, Net, Peer, PrivateKey, PublicKey};
 use serde::{Deserialize, Serialize};
@@ -10,8 +11,6 @@ use std::net::{IpAddr, SocketAddr};
 
 /// Most servers of one tproxy; further ones are passed over.
 pub const SERVERS_MAX: usize = 8;
-/// Longest base domain, bytes.
-const DOMAIN_MAX: usize = 253;
 /// Seconds between packets that keep the way to a server open, through whatever translates addresses between.
 const KEEPALIVE: u16 = 25;
 /// Age of the last handshake at which a tunnel counts as broken, seconds: WireGuard makes a new one every two minutes.

@@ -82,6 +82,16 @@ fn t19_a_server_gets_its_one_address_and_no_more() {
 }
 
 #[test]
+fn others_in_the_guest_read_where_the_app_is_served() {
+    let mut state = crate::network::state::State::default();
+    state.put(tunnel("10.4.0.7", &[resolved(1, "10.4.0.1", "192.0.2.1:51820")]).unwrap());
+    let read = dstack_core::registrations::parse(&serde_json::to_vec(&state).unwrap());
+    let app = "00112233445566778899aabbccddeeff00112233".parse().unwrap();
+    let urls: Vec<String> = read.iter().map(|one| one.url(&app)).collect();
+    assert_eq!(urls, [format!("https://{app}.app.example/")]);
+}
+
+#[test]
 fn p28_an_address_that_two_tproxies_give_is_the_first_ones() {
     let key = PrivateKey::from([9; 32]);
     let one = tunnel("10.4.0.7", &[resolved(1, "10.4.0.1", "192.0.2.1:1")]).unwrap();

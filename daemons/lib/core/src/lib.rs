@@ -49,6 +49,7 @@ pub mod proxy_header;
 pub mod qemu;
 pub mod qemu_probe;
 pub mod quote_sim_wire;
+pub mod registrations;
 pub mod sni;
 pub mod spec;
 pub mod upgrade;
