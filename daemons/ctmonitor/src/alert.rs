@@ -131,11 +131,11 @@ impl Alert {
         Self::new(digest(&[Kind::LogLies.word(), log, lie.word()]), Kind::LogLies, text, name, now)
     }
 
-    /// Nothing could be checked since `since`, for `why`.
+    /// Nothing, or not all, could be checked since `since`, for `why`.
     #[must_use]
     pub fn blind(place: &str, since: u64, why: &str, now: u64) -> Self {
         let hours = now.saturating_sub(since) / 3600;
-        let text = format!("nothing of {place} could be checked for {hours} hours: {}", printable(why));
+        let text = format!("{place} could not be checked to the end for {hours} hours: {}", printable(why));
         Self::new(digest(&[Kind::Blind.word(), place]), Kind::Blind, text, place, now)
     }
 

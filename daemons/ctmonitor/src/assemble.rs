@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! An engine from settings: who is asked for keys, and what is looked at.
 
+use crate::domain::wildcards_above;
 use crate::engine::Parts;
 use crate::http::Http;
 use crate::keys::{Certbot, Fixed, Keys, Pin, Tproxy};
@@ -8,7 +9,7 @@ use crate::settings::{LogKind, Settings};
 use crate::source::Source;
 use crate::source::log::{Log, Reading};
 use crate::source::rfc6962::Rfc6962;
-use crate::source::search::Search;
+use crate::source::search::{Query, Search};
 use crate::source::statics::Static;
 use crate::store::Store;
 use dstack_ra_rpc::Verifier;
@@ -89,9 +90,10 @@ fn sources(settings: &Settings) -> Result<Vec<Box<dyn Source>>, Box<dyn Error>> 
     let http = Http::new()?;
     let mut sources: Vec<Box<dyn Source>> = Vec::new();
     if let Some(crtsh) = &settings.crtsh {
-        for domain in &settings.domains {
-            let (base, domain) = (crtsh.base.clone(), domain.clone());
-            let search = Search::new(http.clone(), base, domain, settings.skip_expired, crtsh.downloads);
+        let below = settings.domains.iter().cloned().map(Query::Below);
+        for query in below.chain(wildcards_above(&settings.domains).into_iter().map(Query::Exactly)) {
+            let base = crtsh.base.clone();
+            let search = Search::new(http.clone(), base, query, settings.skip_expired, crtsh.downloads);
             sources.push(Box::new(search));
         }
     }

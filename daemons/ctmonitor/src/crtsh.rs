@@ -2,8 +2,9 @@
 //! What crt.sh says: the JSON of a search.
 //!
 //! ```text
-//! GET /?q=<domain>&output=json&limit=10000    [{"id": …, "issuer_ca_id": …, …}, …]
-//! GET /?d=<id>                                the certificate or precertificate, PEM
+//! GET /?q=<domain>&output=json&limit=10000              [{"id": …, "issuer_ca_id": …, …}, …]
+//! GET /?q=<name>&match=%3D&output=json&limit=10000      the same, for exactly this name
+//! GET /?d=<id>                                          the certificate or precertificate, PEM
 //! ```
 
 use crate::certificate::printable;
@@ -36,6 +37,15 @@ pub struct Entry {
     /// When a log got it.
     #[serde(default)]
     pub entry_timestamp: Option<Stamp>,
+}
+
+impl Entry {
+    /// Whether it has exactly this name, in lower case.
+    #[must_use]
+    pub fn has_name(&self, name: &str) -> bool {
+        let names = self.name_value.lines().chain(self.common_name.as_deref());
+        names.map(str::trim).any(|found| found.eq_ignore_ascii_case(name))
+    }
 }
 
 /// A time as crt.sh writes it: `2024-09-24T02:23:15` with or without a fraction, UTC. Unix seconds.

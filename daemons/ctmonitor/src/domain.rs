@@ -2,6 +2,7 @@
 //! A watched domain, and which names of certificates concern it.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -93,12 +94,25 @@ impl Domain {
         self.0.split_once('.').map(|(_, parent)| parent).filter(|parent| parent.contains('.'))
     }
 
+    /// The wildcard that covers the domain itself from one level up.
+    #[must_use]
+    pub fn wildcard_above(&self) -> Option<String> {
+        self.parent().map(|parent| format!("*.{parent}"))
+    }
+
     /// Whether bytes contain a name that could concern the domain: cheap, and never `false` for one that does.
     #[must_use]
     pub fn is_mentioned_in(&self, bytes: &[u8]) -> bool {
         let needle = self.parent().unwrap_or(&self.0).as_bytes();
         bytes.windows(needle.len()).any(|window| window.eq_ignore_ascii_case(needle))
     }
+}
+
+/// Wildcards one level above the domains that a search for the domains themselves does not find, each once.
+#[must_use]
+pub fn wildcards_above(domains: &[Domain]) -> BTreeSet<String> {
+    let is_found = |name: &String| domains.iter().any(|domain| domain.has(name));
+    domains.iter().filter_map(Domain::wildcard_above).filter(|name| !is_found(name)).collect()
 }
 
 #[cfg(test)]
@@ -145,6 +159,21 @@ mod tests {
             assert!(!apps.is_concerned_by(name), "{name}");
         }
         assert!(!domain("example.com").is_concerned_by("*.com"));
+    }
+
+    #[test]
+    fn wildcards_above_are_those_that_no_search_finds() {
+        let above = |texts: &[&str]| {
+            wildcards_above(&texts.iter().map(|text| domain(text)).collect::<Vec<_>>())
+                .into_iter()
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            above(&["apps.example.com", "b.example.com", "x.example.org"]),
+            ["*.example.com", "*.example.org"]
+        );
+        assert!(above(&["example.com"]).is_empty(), "nobody has a wildcard of a top-level domain");
+        assert!(above(&["example.com", "apps.example.com", "a.apps.example.com"]).is_empty());
     }
 
     proptest! {

@@ -36,6 +36,9 @@ pub enum Cursor {
     Search {
         /// Their numbers.
         checked: BTreeSet<u64>,
+        /// Those that could not be looked at.
+        #[serde(default)]
+        failed: BTreeMap<u64, Attempts>,
     },
     /// A log.
     Log {
@@ -44,6 +47,15 @@ pub enum Cursor {
         /// The right edge of the tree up to the first entry that was not looked at; proven to be the log's.
         frontier: Frontier,
     },
+}
+
+/// Vain tries.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempts {
+    /// How many.
+    pub count: u32,
+    /// Not to be tried before, Unix seconds.
+    pub retry_at: u64,
 }
 
 /// What is kept of a source.
@@ -216,7 +228,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut book = Book::default();
         book.note(Alert::blind("x", 1, "y", 2)).unwrap();
-        let cursor = Cursor::Search { checked: BTreeSet::from([3, 5]) };
+        let failed = BTreeMap::from([(4, Attempts { count: 2, retry_at: 9 })]);
+        let cursor = Cursor::Search { checked: BTreeSet::from([3, 5]), failed };
         let position = Position { name: "crt.sh a/b".into(), cursor, retry_at: 7, ..Position::default() };
         for store in [Store::open(dir.path()).unwrap(), Store::memory()] {
             assert_eq!(store.book().unwrap(), Book::default());
@@ -229,6 +242,16 @@ mod tests {
             assert_eq!(store.position("other").unwrap().cursor, Cursor::Start);
         }
         assert_eq!(Store::open(dir.path()).unwrap().position("crt.sh a/b").unwrap(), position);
+    }
+
+    #[test]
+    fn a_search_of_before_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = r#"{"version":1,"data":{"name":"a","cursor":{"search":{"checked":[3]}},"retry_at":0,"failures":0,
+            "since":1,"last_success":2,"error":"","pending":0}}"#;
+        std::fs::write(dir.path().join(file_of("a")), old).unwrap();
+        let cursor = Store::open(dir.path()).unwrap().position("a").unwrap().cursor;
+        assert_eq!(cursor, Cursor::Search { checked: BTreeSet::from([3]), failed: BTreeMap::new() });
     }
 
     #[test]

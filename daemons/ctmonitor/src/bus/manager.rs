@@ -281,7 +281,7 @@ fn alert_row(alert: &Alert) -> Result<AlertRow, Error> {
 fn source_row(position: &Position) -> Result<SourceRow, Error> {
     let place = match &position.cursor {
         Cursor::Start => 0,
-        Cursor::Search { checked } => u64::try_from(checked.len()).unwrap_or(u64::MAX),
+        Cursor::Search { checked, .. } => u64::try_from(checked.len()).unwrap_or(u64::MAX),
         Cursor::Log { frontier, .. } => frontier.size(),
     };
     owned(vec![

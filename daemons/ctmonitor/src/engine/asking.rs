@@ -83,6 +83,11 @@ impl Inner {
         let mut words = troubles.to_vec();
         match result {
             Ok(()) => (position.failures, position.retry_at, position.last_success) = (0, 0, now),
+            // No success: when it stays so, somebody must hear of it.
+            Err(SourceError::Incomplete(text)) => {
+                (position.failures, position.retry_at) = (0, 0);
+                words.insert(0, text);
+            }
             Err(error) => {
                 words.insert(0, error.to_string());
                 position.failures = position.failures.saturating_add(1);
@@ -97,7 +102,7 @@ impl Inner {
                         let alert = Alert::log_lies(&source.log_id(), source.name(), &lie, &evidence, now);
                         summary.new_alerts.extend(self.alert(vec![alert])?);
                     }
-                    SourceError::Sink(_) => {}
+                    SourceError::Incomplete(_) | SourceError::Sink(_) => {}
                 }
             }
         }

@@ -2,6 +2,7 @@
 //! Where certificates are heard of.
 
 pub mod log;
+pub mod progress;
 pub mod rfc6962;
 pub mod search;
 pub mod statics;
@@ -47,6 +48,9 @@ pub enum SourceError {
         /// How long it asks to be left alone, seconds.
         retry_after: Option<u64>,
     },
+    /// The source answers, and some of what it has could not be looked at. It is asked again as if nothing were wrong.
+    #[error("{0}")]
+    Incomplete(String),
     /// The source lies.
     #[error("{lie} ({evidence})")]
     Lie {

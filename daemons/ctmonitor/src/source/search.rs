@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! crt.sh: all certificates of a domain that it lists, the newest first. Each is looked at once, a few in each check.
 
+use super::progress::{Due, Progress};
 use super::{Found, Sink, Source, SourceError};
 use crate::certificate::{Certificate, KeyId, pem_contents, serial};
 use crate::crtsh::{self, Entry};
@@ -9,10 +10,41 @@ use crate::http::{Base, Http};
 use crate::limits::{PEM_MAX, SEARCH_ENTRIES_MAX, SEARCH_MAX};
 use crate::store::Cursor;
 use dstack_ra_rpc::peer::BoxFuture;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// How many downloads may fail in a row before crt.sh is given up for now.
 const FAILURES_MAX: usize = 3;
+
+/// What is searched for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Query {
+    /// A domain, and all names below it.
+    Below(Domain),
+    /// Exactly this name: a wildcard above a domain, of which no other name is anybody's business here.
+    Exactly(String),
+}
+
+impl Query {
+    fn name(&self) -> &str {
+        match self {
+            Self::Below(domain) => domain.as_str(),
+            Self::Exactly(name) => name,
+        }
+    }
+
+    fn target(&self) -> String {
+        let exactly = if let Self::Exactly(_) = self { "&match=%3D" } else { "" };
+        format!("?q={}{exactly}&output=json&limit={SEARCH_ENTRIES_MAX}", self.name())
+    }
+
+    /// A server that does not know `match` lists more than was asked for.
+    fn wants(&self, entry: &Entry) -> bool {
+        match self {
+            Self::Below(_) => true,
+            Self::Exactly(name) => entry.has_name(name),
+        }
+    }
+}
 
 /// A search of crt.sh.
 #[derive(Debug)]
@@ -21,23 +53,29 @@ pub struct Search {
     server: String,
     http: Http,
     base: Base,
-    domain: Domain,
+    query: Query,
     skip_expired: bool,
     downloads: usize,
 }
 
 impl Search {
-    /// The search for a domain at a server that speaks as crt.sh does, with at most `downloads` certificates a check.
+    /// A search at a server that speaks as crt.sh does, with at most `downloads` certificates a check.
     #[must_use]
-    pub fn new(http: Http, base: Base, domain: Domain, skip_expired: bool, downloads: usize) -> Self {
+    pub fn new(http: Http, base: Base, query: Query, skip_expired: bool, downloads: usize) -> Self {
         let server = base.schemeless();
-        Self { name: format!("{server} {domain}"), server, http, base, domain, skip_expired, downloads }
+        let name = format!("{server} {}", query.name());
+        Self { name, server, http, base, query, skip_expired, downloads }
     }
 
-    async fn list(&self) -> Result<BTreeMap<u64, Entry>, SourceError> {
-        let target = format!("?q={}&output=json&limit={SEARCH_ENTRIES_MAX}", self.domain);
-        let answer = self.http.get(&self.base, &target, SEARCH_MAX).await?;
-        crtsh::parse(&answer).map_err(|e| SourceError::failed(e.to_string()))
+    async fn list(&self, sink: &dyn Sink) -> Result<BTreeMap<u64, Entry>, SourceError> {
+        let answer = self.http.get(&self.base, &self.query.target(), SEARCH_MAX).await?;
+        let mut list = crtsh::parse(&answer).map_err(|e| SourceError::failed(e.to_string()))?;
+        if list.len() >= SEARCH_ENTRIES_MAX {
+            let text = "the list is cut off: older certificates are not looked at; watch a narrower domain, or read logs";
+            sink.trouble(text.to_owned());
+        }
+        list.retain(|_, entry| self.query.wants(entry));
+        Ok(list)
     }
 
     async fn download(&self, entry: &Entry) -> Result<Found, SourceError> {
@@ -50,72 +88,102 @@ impl Search {
         Ok(Found { place: format!("{}/?id={}", self.base, entry.id), what })
     }
 
-    /// Forgets what is not listed any more, so that it is looked at again if it comes back.
-    fn forget(&self, checked: &mut BTreeSet<u64>, list: &BTreeMap<u64, Entry>, sink: &dyn Sink) -> usize {
-        let before = checked.len();
-        checked.retain(|id| list.contains_key(id));
-        let gone = before - checked.len();
+    async fn run(&self, cursor: Cursor, sink: &dyn Sink, now: u64) -> Result<(), SourceError> {
+        sink.stage(format!("Searching {}", self.name), 0);
+        let list = self.list(sink).await.map_err(|e| e.at("search"))?;
+        let mut progress = Progress::of(cursor);
+        let skipped = |e: &Entry| self.skip_expired && e.not_after.0 < now;
+        let gone = progress.forget(&list, skipped);
         if gone > 0 {
             sink.trouble(format!(
                 "{gone} certificates that were listed before are not any more: the list is not whole"
             ));
+            keep(&progress, Vec::new(), sink)?;
         }
-        if list.len() >= SEARCH_ENTRIES_MAX {
-            let text = "the list is cut off: older certificates are not looked at; watch a narrower domain, or read logs";
-            sink.trouble(text.to_owned());
-        }
-        gone
-    }
-
-    async fn run(&self, cursor: Cursor, sink: &dyn Sink, now: u64) -> Result<(), SourceError> {
-        sink.stage(format!("Searching {}", self.name), 0);
-        let list = self.list().await.map_err(|e| e.at("search"))?;
-        let mut checked = if let Cursor::Search { checked } = cursor { checked } else { BTreeSet::new() };
-        if self.forget(&mut checked, &list, sink) > 0 {
-            keep(&checked, Vec::new(), sink)?;
-        }
-        let is_due = |e: &&Entry| !(checked.contains(&e.id) || self.skip_expired && e.not_after.0 < now);
-        let due: Vec<&Entry> = list.values().rev().filter(is_due).collect();
-        self.check(&due, &mut checked, sink).await
-    }
-
-    /// One that fails does not keep others from being looked at.
-    async fn check(
-        &self,
-        due: &[&Entry],
-        checked: &mut BTreeSet<u64>,
-        sink: &dyn Sink,
-    ) -> Result<(), SourceError> {
-        let (mut failed, mut in_a_row) = (None, 0);
-        let mut pending = due.len();
-        for entry in due.iter().take(self.downloads) {
-            sink.stage(
-                format!("Looking at {} of {}", entry.id, self.name),
-                u64::try_from(pending).unwrap_or(u64::MAX),
-            );
-            match self.download(entry).await {
-                Ok(found) => {
-                    checked.insert(entry.id);
-                    keep(checked, vec![found], sink)?;
-                    (pending, in_a_row) = (pending - 1, 0);
-                }
-                Err(error) => {
-                    in_a_row += 1;
-                    let error = error.at(&format!("certificate {}", entry.id));
-                    if error.is_busy() || in_a_row >= FAILURES_MAX {
-                        return Err(error);
-                    }
-                    failed = failed.or(Some(error));
-                }
-            }
-        }
-        sink.stage(format!("Looked at {}", self.name), u64::try_from(pending).unwrap_or(u64::MAX));
-        failed.map_or(Ok(()), Err)
+        let due = progress.due(&list, skipped, now);
+        let pending = due.fresh.len() + progress.failed();
+        Look { search: self, progress, sink, now, pending, first: None }.all(&due).await
     }
 }
 
-fn keep(checked: &BTreeSet<u64>, found: Vec<Found>, sink: &dyn Sink) -> Result<(), SourceError> {
-    sink.take(found, Cursor::Search { checked: checked.clone() }).map_err(SourceError::Sink)
+/// One pass over what is due.
+struct Look<'a> {
+    search: &'a Search,
+    progress: Progress,
+    sink: &'a dyn Sink,
+    now: u64,
+    /// Certificates that nobody has looked at.
+    pending: usize,
+    /// What failed first.
+    first: Option<SourceError>,
+}
+
+impl Look<'_> {
+    /// One that fails keeps no other from being looked at, now or in the next checks.
+    async fn all(mut self, due: &Due<'_>) -> Result<(), SourceError> {
+        let downloads = self.search.downloads;
+        if let Some(error) = self.some(first(&due.fresh, downloads)).await? {
+            return Err(error);
+        }
+        // That these fail again says nothing of the server.
+        self.some(first(&due.again, downloads.saturating_sub(due.fresh.len()))).await?;
+        self.stage("Looked at");
+        let text = match (self.progress.failed(), self.first) {
+            (0, _) => return Ok(()),
+            (1, Some(error)) => error.to_string(),
+            (count, Some(error)) => format!("{error}; {count} could not be looked at"),
+            (count, None) => format!("{count} could not be looked at before; they are tried again later"),
+        };
+        Err(SourceError::Incomplete(text))
+    }
+
+    /// Gives the error after which it is no use to go on.
+    async fn some(&mut self, entries: &[&Entry]) -> Result<Option<SourceError>, SourceError> {
+        let mut in_a_row = 0;
+        for entry in entries {
+            self.stage(&format!("Looking at {} of", entry.id));
+            let Err(error) = self.one(entry).await? else {
+                in_a_row = 0;
+                continue;
+            };
+            in_a_row += 1;
+            if in_a_row >= FAILURES_MAX {
+                return Ok(Some(error));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Looks at one, or notes that it could not be.
+    async fn one(&mut self, entry: &Entry) -> Result<Result<(), SourceError>, SourceError> {
+        let error = match self.search.download(entry).await {
+            Ok(found) => {
+                self.progress.done(entry.id);
+                self.pending -= 1;
+                return keep(&self.progress, vec![found], self.sink).map(Ok);
+            }
+            Err(error) => error.at(&format!("certificate {}", entry.id)),
+        };
+        if error.is_busy() {
+            return Err(error);
+        }
+        self.progress.fail(entry.id, self.now);
+        self.first.get_or_insert_with(|| error.clone());
+        keep(&self.progress, Vec::new(), self.sink).map(|()| Err(error))
+    }
+
+    fn stage(&self, what: &str) {
+        let pending = u64::try_from(self.pending).unwrap_or(u64::MAX);
+        self.sink.stage(format!("{what} {}", self.search.name), pending);
+    }
+}
+
+fn first<'a, 'b>(entries: &'b [&'a Entry], count: usize) -> &'b [&'a Entry] {
+    entries.get(..count).unwrap_or(entries)
+}
+
+fn keep(progress: &Progress, found: Vec<Found>, sink: &dyn Sink) -> Result<(), SourceError> {
+    sink.take(found, progress.cursor()).map_err(SourceError::Sink)
 }
 
 impl Source for Search {

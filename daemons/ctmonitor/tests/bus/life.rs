@@ -64,8 +64,9 @@ async fn an_unknown_key_is_told_once_and_stays_until_somebody_has_looked() {
     let sources = manager.list_sources().await.unwrap();
     assert_eq!(
         (sources.len(), number(&sources[0], "position"), text(&sources[0], "error")),
-        (1, 2, String::new())
+        (2, 2, String::new())
     );
+    assert!(text(&sources[1], "name").ends_with(" *.example.com"), "{sources:?}");
     assert!(manager.status().await.unwrap().contains("1 alerts"));
     // It survives a kill, and is not told again.
     world.kill().await;

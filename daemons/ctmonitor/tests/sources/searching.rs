@@ -9,6 +9,7 @@ use dstack_ctmonitor::alert::{Alert, Book};
 use dstack_ctmonitor::head::Lie;
 use dstack_ctmonitor::http::{Base, Http};
 use dstack_ctmonitor::limits::ALERTS_MAX;
+use dstack_ctmonitor::source::search::{Query, Search};
 use dstack_ctmonitor::store::Store;
 use std::sync::Arc;
 
@@ -107,10 +108,10 @@ async fn a_server_that_asks_for_a_pause_gets_it_for_all_domains() {
     let crtsh = Crtsh::start().await;
     crtsh.fault("?q=", Reply::page(429, "Too Many Requests").with("Retry-After", "120"));
     let url = &crtsh.server.url;
-    let other = dstack_ctmonitor::source::search::Search::new(
+    let other = Search::new(
         http(),
         Base::parse(url).unwrap(),
-        "other.example.com".parse().unwrap(),
+        Query::Below("other.example.com".parse().unwrap()),
         false,
         9,
     );
@@ -136,6 +137,54 @@ async fn one_failing_download_blocks_no_other() {
     crtsh.server.take();
     assert_eq!(ids(&world.check().await.new_alerts), keys(&[&OTHERS]));
     assert_eq!(crtsh.server.take().len(), 2, "only what was missing");
+}
+
+#[tokio::test]
+async fn certificates_that_fail_for_good_keep_no_older_one_from_being_looked_at() {
+    let crtsh = Crtsh::start().await;
+    (7..=9).for_each(|id| crtsh.list(id, issue(&OURS, &NAMES, id, 0, false)));
+    (7..=9).for_each(|id| crtsh.fault(&format!("?d={id}"), Reply::page(404, "Not Found")));
+    crtsh.list(1, issue(&THEIRS, &NAMES, 1, 0, false));
+    let world = World::new(vec![search(&crtsh.server.url, false, 3)]);
+    assert!(world.check().await.new_alerts.is_empty(), "three in a row seem to be the server's fault");
+    world.later(60);
+    let second = world.check().await;
+    assert_eq!(ids(&second.new_alerts), keys(&[&THEIRS]));
+    assert!(second.troubles[0].contains("3 could not be looked at"), "{second:?}");
+    let asked: Vec<usize> = {
+        let mut asked = Vec::new();
+        for _ in 0..3 {
+            crtsh.server.take();
+            assert!(!world.check().await.troubles.is_empty(), "it is no success");
+            asked.push(crtsh.server.take().len());
+            world.later(300);
+        }
+        asked
+    };
+    assert_eq!(asked, [2, 4, 4], "the list, and what is due");
+    // A new one is found at once, and not after the pause of a source that fails.
+    crtsh.list(10, issue(&OTHERS, &NAMES, 2, 0, false));
+    assert_eq!(ids(&world.check().await.new_alerts), keys(&[&OTHERS]));
+    world.later(86_400);
+    let blind = world.check().await.new_alerts;
+    assert_eq!(blind[0].kind.word(), "blind", "{blind:?}");
+    crtsh.mend();
+    world.later(3600);
+    world.check().await;
+    assert_eq!((world.engine.view().check.error.as_str(), world.engine.view().open), ("", 2));
+}
+
+#[tokio::test]
+async fn a_wildcard_above_a_domain_is_found() {
+    let crtsh = Crtsh::start().await;
+    crtsh.list(1, issue(&THEIRS, &["*.example.com", "example.com"], 1, 0, false));
+    crtsh.list(2, issue(&OTHERS, &["www.example.com"], 2, 0, false));
+    let base = Base::parse(&crtsh.server.url).unwrap();
+    let query = Query::Exactly("*.example.com".to_owned());
+    let world = World::new(vec![Box::new(Search::new(http(), base, query, false, 9))]);
+    assert_eq!(ids(&world.check().await.new_alerts), keys(&[&THEIRS]));
+    assert_eq!(crtsh.server.take(), ["/?q=*.example.com&match=%3D&output=json&limit=10000", "/?d=1"]);
+    assert!(world.check().await.troubles.is_empty());
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use dstack_ctmonitor::engine::{Engine, Parts, Refusal, Summary};
 use dstack_ctmonitor::http::{Base, Http};
 use dstack_ctmonitor::keys::{Fixed, Keys};
 use dstack_ctmonitor::source::Source;
-use dstack_ctmonitor::source::search::Search;
+use dstack_ctmonitor::source::search::{Query, Search};
 use dstack_ctmonitor::store::Store;
 use dstack_service::jobs::Context;
 use rcgen::KeyPair;
@@ -39,7 +39,7 @@ pub fn http() -> Http {
 }
 
 pub fn search(url: &str, skip_expired: bool, downloads: usize) -> Box<dyn Source> {
-    Box::new(Search::new(http(), Base::parse(url).unwrap(), domain(), skip_expired, downloads))
+    Box::new(Search::new(http(), Base::parse(url).unwrap(), Query::Below(domain()), skip_expired, downloads))
 }
 
 /// An engine over a directory, or memory.
