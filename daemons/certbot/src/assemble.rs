@@ -60,10 +60,18 @@ pub enum AssembleError {
 /// # Errors
 /// [`AssembleError`].
 pub fn assemble(settings: Settings, workdir: &Path, secrets: Secrets<'_>) -> Result<Engine, AssembleError> {
+    Ok(Engine::new(parts(settings, workdir, secrets)?))
+}
+
+/// What the engine is made of.
+///
+/// # Errors
+/// [`AssembleError`].
+pub fn parts(settings: Settings, workdir: &Path, secrets: Secrets<'_>) -> Result<Parts, AssembleError> {
     let other = |e: &dyn std::fmt::Display| AssembleError::Other(e.to_string());
     let servers = Authorities::new(settings.servers.clone(), settings.resolver).map_err(|e| other(&e))?;
     let rehearsal = settings.rehearsal.as_ref().map(|at| authority(at, &settings)).transpose()?;
-    let parts = Parts {
+    Ok(Parts {
         acme: authority(&settings.authority, &settings)?,
         rehearsal,
         external: external(&settings, secrets)?,
@@ -71,8 +79,7 @@ pub fn assemble(settings: Settings, workdir: &Path, secrets: Secrets<'_>) -> Res
         servers: Arc::new(servers),
         workdir: workdir.to_owned(),
         settings,
-    };
-    Ok(Engine::new(parts))
+    })
 }
 
 fn http(root: Option<&PathBuf>) -> Result<Http, AssembleError> {

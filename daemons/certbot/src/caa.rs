@@ -87,6 +87,18 @@ pub struct Plan {
     pub foreign: Vec<Caa>,
 }
 
+impl Plan {
+    /// The guards that it raises.
+    #[must_use]
+    pub fn raised(&self) -> Vec<Caa> {
+        let raised = self.steps.iter().filter_map(|step| match step {
+            Step::Add(caa) => Some(caa).filter(|caa| caa.is_guard()),
+            Step::Remove(_) => None,
+        });
+        raised.cloned().collect()
+    }
+}
+
 /// Issuer and account cannot be written as CAA.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -115,7 +127,8 @@ pub fn wanted(issuer: &str, account: &str) -> Result<[Caa; 2], CaaError> {
     Ok(["issue", "issuewild"].map(|tag| Caa::new(tag, &value)))
 }
 
-/// Plans from what is there. `owned` are the records that we ever made at this name.
+/// Plans from what is there. `owned` are the records that we ever made at this name, and the guards that we raised and
+/// have not taken back. What is missing comes before what goes: a provider that fails in between costs nobody a record.
 #[must_use]
 pub fn plan(existing: &[Caa], wanted: &[Caa], owned: &[Caa], foreign: Foreign) -> Plan {
     let ours = |r: &Caa| wanted.contains(r) || owned.contains(r) || r.is_guard();
@@ -129,17 +142,17 @@ pub fn plan(existing: &[Caa], wanted: &[Caa], owned: &[Caa], foreign: Foreign) -
     let going: Vec<&Caa> = existing.iter().filter(goes).collect();
     let missing: Vec<&Caa> = wanted.iter().filter(|r| !existing.contains(r)).collect();
     let told = if foreign == Foreign::Report { others } else { Vec::new() };
-    let guards: Vec<&Caa> = existing.iter().filter(|r| r.is_guard()).collect();
+    // A guard of somebody else closes nothing that we open, and stays.
+    let guards = existing.iter().filter(|r| r.is_guard() && owned.contains(r)).cloned();
     if going.is_empty() && missing.is_empty() {
-        let steps = guards.into_iter().cloned().map(Step::Remove).collect();
-        return Plan { steps, foreign: told };
+        return Plan { steps: guards.map(Step::Remove).collect(), foreign: told };
     }
     let raised: Vec<Caa> =
         ["issue", "issuewild"].map(Caa::guard).into_iter().filter(|g| !existing.contains(g)).collect();
     let mut steps: Vec<Step> = raised.iter().cloned().map(Step::Add).collect();
-    steps.extend(going.into_iter().cloned().map(Step::Remove));
     steps.extend(missing.into_iter().cloned().map(Step::Add));
-    steps.extend(guards.into_iter().cloned().chain(raised).map(Step::Remove));
+    steps.extend(going.into_iter().cloned().map(Step::Remove));
+    steps.extend(guards.chain(raised).map(Step::Remove));
     Plan { steps, foreign: told }
 }
 

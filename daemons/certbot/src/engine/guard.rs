@@ -20,7 +20,7 @@ const VERSION: u32 = 1;
 /// What is known of the records at one name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Known {
-    /// Records that we ever made.
+    /// Records that we ever made, and guards that we raised and have not taken back.
     owned: BTreeSet<Caa>,
     /// Whether steps are under way.
     busy: bool,
@@ -96,8 +96,7 @@ impl Engine {
         wanted: &[Caa],
         observer: &dyn Observer,
     ) -> Result<(), EngineError> {
-        let mut book = load(workdir)?;
-        let mut known = book.remove(name.as_str()).unwrap_or_default();
+        let known = load(workdir)?.remove(name.as_str()).unwrap_or_default();
         if !known.busy {
             let seen = records(self.parts().servers.look(name, Kind::Caa).await?);
             let plan = self.plan(&seen, wanted, &known);
@@ -111,20 +110,94 @@ impl Engine {
         if plan.steps.is_empty() && !known.busy {
             return Ok(());
         }
-        // What is ours is on the disk before it is in the zone.
-        known.owned.extend(wanted.iter().cloned());
+        self.change(workdir, name, (wanted, &plan), known, observer).await
+    }
+
+    /// What is ours is on the disk before it is in the zone.
+    async fn change(
+        &self,
+        workdir: &Workdir,
+        name: &DnsName,
+        (wanted, plan): (&[Caa], &Plan),
+        mut known: Known,
+        observer: &dyn Observer,
+    ) -> Result<(), EngineError> {
+        let mut book = load(workdir)?;
+        let raised = plan.raised();
+        known.owned.extend(wanted.iter().chain(&raised).cloned());
         known.busy = true;
         book.insert(name.to_string(), known.clone());
         store(workdir, &book)?;
         observer.step("caa: written down");
+        let failed = self.carry_out_all(name, plan, observer).await.err();
+        if failed.is_none() || self.take_back(name, &raised).await {
+            let stays = |caa: &Caa| !caa.is_guard() || failed.is_some() && !raised.contains(caa);
+            known.owned.retain(stays);
+            known.busy = false;
+            book.insert(name.to_string(), known);
+            store(workdir, &book)?;
+        }
+        observer.step("caa: done");
+        failed.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    async fn carry_out_all(
+        &self,
+        name: &DnsName,
+        plan: &Plan,
+        observer: &dyn Observer,
+    ) -> Result<(), DnsError> {
         for step in &plan.steps {
             self.carry_out(name, step).await?;
             observer.step("caa: record changed");
         }
-        known.busy = false;
-        book.insert(name.to_string(), known);
-        store(workdir, &book)?;
-        observer.step("caa: done");
+        Ok(())
+    }
+
+    /// Takes the guards of a run that failed back, as far as it goes; what is left is written down for the next run.
+    /// Gives whether none is left.
+    async fn take_back(&self, name: &DnsName, raised: &[Caa]) -> bool {
+        let mut all = true;
+        for guard in raised {
+            if let Err(error) = self.carry_out(name, &Step::Remove(guard.clone())).await {
+                tracing::warn!("CAA {guard} of {name} is left for the next run: {error}");
+                all = false;
+            }
+        }
+        all
+    }
+
+    /// Removes guards that an earlier run left, although the records are nobody's business any more. A name that is not
+    /// wanted any more (its zone may be gone) keeps nothing from being done.
+    pub(super) async fn remove_guards(
+        &self,
+        workdir: &Workdir,
+        wanted: &Certificate,
+    ) -> Result<(), EngineError> {
+        let mut book = load(workdir)?;
+        let guarded = |(_, known): &(&String, &Known)| known.owned.iter().any(Caa::is_guard);
+        let names: Vec<String> = book.iter().filter(guarded).map(|(name, _)| name.clone()).collect();
+        for text in names {
+            let name: DnsName = text.parse().map_err(|e| FileError::new(&workdir.file(FILE), e))?;
+            let Some(known) = book.get_mut(&text) else { continue };
+            match self.remove_records(&name, |caa| caa.is_guard() && known.owned.contains(caa)).await {
+                Ok(()) => {
+                    known.owned.retain(|caa| !caa.is_guard());
+                    known.busy = false;
+                    store(workdir, &book)?;
+                }
+                Err(error) if wanted.bases().contains(&name) => return Err(error.into()),
+                Err(error) => tracing::warn!("guards of {name} are left for the next run: {error}"),
+            }
+        }
+        Ok(())
+    }
+
+    async fn remove_records(&self, name: &DnsName, ours: impl Fn(&Caa) -> bool) -> Result<(), DnsError> {
+        let there = records(self.parts().provider.list(name, Kind::Caa).await?);
+        for caa in there.into_iter().filter(|caa| ours(caa)) {
+            self.carry_out(name, &Step::Remove(caa)).await?;
+        }
         Ok(())
     }
 
@@ -147,15 +220,11 @@ impl Engine {
         }
     }
 
-    /// Removes all records that we made at a name, guards first of all kept until the end.
+    /// Removes all records that we made at a name.
     pub(super) async fn remove_caa(&self, workdir: &Workdir, name: &DnsName) -> Result<(), EngineError> {
         let mut book = load(workdir)?;
-        let Some(known) = book.get(name.as_str()).cloned() else { return Ok(()) };
-        let there = records(self.parts().provider.list(name, Kind::Caa).await?);
-        for caa in there.into_iter().filter(|caa| caa.is_guard() || known.owned.contains(caa)) {
-            self.carry_out(name, &Step::Remove(caa)).await?;
-        }
-        book.remove(name.as_str());
+        let Some(known) = book.remove(name.as_str()) else { return Ok(()) };
+        self.remove_records(name, |caa| known.owned.contains(caa)).await?;
         Ok(store(workdir, &book)?)
     }
 

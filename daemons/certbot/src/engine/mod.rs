@@ -310,6 +310,8 @@ impl Engine {
         let account = self.account(turn, observer).await?;
         if self.settings().auto_set_caa {
             self.reconcile(workdir, wanted, &account, observer).await?;
+        } else {
+            self.remove_guards(workdir, wanted).await?;
         }
         let live = workdir.live()?;
         self.ask_suggestion(live.as_ref(), renewal, now).await;

@@ -2,7 +2,8 @@
 //! The process is killed at every step, and the next run ends well: one account, no half certificate, no TXT record and
 //! no guard left.
 
-use crate::world::{World, engine, maintain_seen};
+use crate::servers::kdig;
+use crate::world::{OTHER, World, engine, maintain_seen};
 use dstack_certbot::account;
 use dstack_certbot::acme::Acme;
 use dstack_certbot::acme::client::Authority;
@@ -90,6 +91,7 @@ async fn p30_killed_at_any_step_of_the_first_issue() {
     for step in 1..STEPS_MAX {
         drop(std::fs::remove_dir_all(world.path("work")));
         forget_caa(&world).await;
+        let others = plant_others(&world).await;
         let killed = run(&world, Some(step));
         let key = account_key_of(&world);
         if killed {
@@ -97,6 +99,8 @@ async fn p30_killed_at_any_step_of_the_first_issue() {
         }
         world.check(&engine(&world.toml("", ""), &world.path("work")));
         is_the_only_account(&world, key).await;
+        let shown = kdig(world.dns, "apps.example.test", "CAA");
+        assert!(others.iter().all(|other| shown.contains(other)), "step {step}: {shown:?}");
         if !killed {
             assert!(step > 20, "only {step} steps");
             return;
@@ -141,4 +145,14 @@ async fn forget_caa(world: &World) {
     for record in provider.list(&name, Kind::Caa).await.unwrap() {
         provider.remove(&name, &record).await.unwrap();
     }
+}
+
+/// Records of somebody else, which nothing may touch; as kdig shows them.
+async fn plant_others(world: &World) -> Vec<String> {
+    use dstack_certbot::{caa::Caa, dns::Data, dns::Provider};
+    let (provider, name) = (crate::cloudflare::writer(world.dns), "apps.example.test".parse().unwrap());
+    for (tag, value) in [("issue", OTHER.to_owned()), ("iodef", format!("mailto:admin@{OTHER}"))] {
+        provider.add(&name, &Data::Caa(Caa::new(tag, &value))).await.unwrap();
+    }
+    kdig(world.dns, "apps.example.test", "CAA")
 }

@@ -3,6 +3,7 @@
 //! takes updates and is what the authority asks. Needs pebble, knotd and kdig: apt install pebble knot knot-dnsutils.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
+mod caa;
 mod cloudflare;
 mod faults;
 mod issue;
