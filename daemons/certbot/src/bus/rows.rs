@@ -2,6 +2,7 @@
 //! Certificates as rows of the bus, and in a sentence.
 
 use crate::certificate::Leaf;
+use crate::engine::state::Renewal;
 use crate::engine::{Engine, View, time};
 use crate::http;
 use crate::renewal::{self, Decision, Known};
@@ -34,12 +35,7 @@ pub fn row(engine: &Engine, view: &View) -> Result<CertificateRow, Error> {
         Decision::At(at) => unsigned(at),
         Decision::Renew(_) => 0,
     };
-    let (state, error) = match (&view.live, &view.renewal) {
-        (Err(error), _) | (_, Err(error)) => ("unreadable", error.clone()),
-        _ if renewal.failures.count > 0 => ("renewal-failed", renewal.error.clone()),
-        (Ok(None), _) => ("missing", String::new()),
-        _ => ("valid", String::new()),
-    };
+    let (state, error) = state(now, view);
     let names: Vec<String> = view.wanted.names.iter().map(ToString::to_string).collect();
     let validity = |of: fn(&renewal::Validity) -> i64| leaf.map_or(0, |leaf| unsigned(of(&leaf.validity)));
     let values: [(&str, Variant<'_>); 11] = [
@@ -63,22 +59,45 @@ pub fn row(engine: &Engine, view: &View) -> Result<CertificateRow, Error> {
     values.into_iter().map(owned).collect::<Result<HashMap<_, _>, _>>()
 }
 
+/// The state of a certificate in a word, and its last failure in a sentence. One that has expired is shown as that, though
+/// its renewal has failed, too: nobody is served any more.
+fn state(now: i64, view: &View) -> (&'static str, String) {
+    let failed = |renewal: &Renewal| match renewal.failures.count {
+        0 => String::new(),
+        _ => renewal.error.clone(),
+    };
+    match (&view.live, &view.renewal) {
+        (Err(error), _) | (_, Err(error)) => ("unreadable", error.clone()),
+        (Ok(Some(leaf)), Ok(renewal)) if is_over(now, leaf) => ("expired", failed(renewal)),
+        (_, Ok(renewal)) if renewal.failures.count > 0 => ("renewal-failed", failed(renewal)),
+        (Ok(None), _) => ("missing", String::new()),
+        _ => ("valid", String::new()),
+    }
+}
+
+const fn is_over(now: i64, leaf: &Leaf) -> bool {
+    now > leaf.validity.not_after
+}
+
 /// A sentence on the certificates, for `systemctl status`.
 #[must_use]
 pub fn sentence(engine: &Engine) -> String {
     let views = engine.views();
     let count = views.len();
-    let live: Vec<i64> =
-        views.iter().filter_map(|v| v.live.as_ref().ok()?.as_ref().map(|l| l.validity.not_after)).collect();
+    let leaves: Vec<&Leaf> = views.iter().filter_map(|v| v.live.as_ref().ok()?.as_ref()).collect();
+    let now = http::now();
+    let (over, live): (Vec<&Leaf>, Vec<&Leaf>) = leaves.into_iter().partition(|leaf| is_over(now, leaf));
     let failing = views
         .iter()
         .filter(|v| v.renewal.as_ref().map_or(true, |r| r.failures.count > 0) || v.live.is_err())
         .count();
-    let first = live.iter().min().map(|at| format!(", the first expires {}", time(*at))).unwrap_or_default();
+    let first = live.iter().map(|leaf| leaf.validity.not_after).min();
+    let first = first.map(|at| format!(", the first expires {}", time(at))).unwrap_or_default();
+    let over = if over.is_empty() { String::new() } else { format!("; {} expired", over.len()) };
     let rehearsal = match engine.rehearsed() {
         Ok(rehearsed) if rehearsed.problems.is_empty() => String::new(),
         _ => "; the last rehearsal failed".to_owned(),
     };
     let failing = if failing == 0 { String::new() } else { format!("; {failing} failing") };
-    format!("{} of {count} certificates{first}{failing}{rehearsal}", live.len())
+    format!("{} of {count} certificates{first}{over}{failing}{rehearsal}", live.len())
 }

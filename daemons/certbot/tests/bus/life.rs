@@ -131,6 +131,19 @@ async fn failures_are_signals_rows_and_exit_statuses() {
     assert!(matches!(world.manager.renew("", wrong).await, Err(Error::InvalidArgument(_))));
 }
 
+/// Yesterday's certificate is no valid one, whatever else is well.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expired_certificate_is_called_that() {
+    let world = World::new().await;
+    world.store_certificate("*.apps.example.test", -1);
+    let row = world.manager.list_certificates().await.unwrap().remove(0);
+    assert_eq!((text(&row, "state"), text(&row, "error")), ("expired".into(), String::new()));
+    let status = world.manager.status().await.unwrap();
+    assert_eq!(status, "0 of 1 certificates; 1 expired");
+    assert!(world.run(&["request", "renew"]).status.success());
+    assert_eq!(text(&world.manager.list_certificates().await.unwrap()[0], "state"), "valid");
+}
+
 /// The tutorial's commands, without the daemon.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_tutorials_commands_work_without_the_daemon() {

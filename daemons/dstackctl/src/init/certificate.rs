@@ -25,7 +25,7 @@ const WHY: &str = "mend it, then run `dstackctl init` again, which goes on from 
 /// What certbot says of a certificate.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// `valid renewal-failed missing unreadable`.
+    /// `valid expired renewal-failed missing unreadable`.
     pub state: String,
     /// The last failure, in a sentence.
     pub error: String,
@@ -89,6 +89,9 @@ const CHECK: &str = "certificate";
 fn judge(name: &str, seen: Option<Seen>) -> Check {
     match seen {
         Some(seen) if seen.is_valid() => Check::good(CHECK, format!("certbot has one for {name}")),
+        Some(seen) if seen.state == "expired" && seen.error.is_empty() => {
+            Check::bad(CHECK, format!("the certificate for {name} has expired"), WHY)
+        }
         Some(seen) if !seen.error.is_empty() => Check::bad(CHECK, format!("{name}: {}", seen.error), WHY),
         _ => Check::bad(CHECK, format!("certbot has none for {name} yet"), WHY),
     }
@@ -177,6 +180,8 @@ mod tests {
     fn what_certbot_says_is_read_and_judged() {
         for (state, failures, error, good) in [
             ("valid", 0_u32, "", true),
+            ("expired", 0, "", false),
+            ("expired", 2, "the token is refused", false),
             ("missing", 0, "", false),
             ("renewal-failed", 2, "the token is refused", false),
             ("unreadable", 0, "live/cert.pem is damaged", false),
@@ -192,6 +197,8 @@ mod tests {
             let check = judge("*.a.b", Some(seen));
             assert!(check.remedy.is_some() != good && check.message.contains(error), "{check:?}");
         }
+        let expired = Seen { state: "expired".into(), ..Seen::default() };
+        assert!(judge("*.a.b", Some(expired)).message.contains("has expired"));
         assert!(judge("*.a.b", None).remedy.is_some());
     }
 }

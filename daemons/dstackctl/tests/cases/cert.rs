@@ -13,7 +13,11 @@ struct World {
 
 impl World {
     async fn new(fails: bool) -> Self {
-        let (bus, mut certbot) = (Bus::start(), Certbot { fails, ..Certbot::default() });
+        Self::of(Certbot { fails, ..Certbot::default() }).await
+    }
+
+    async fn of(mut certbot: Certbot) -> Self {
+        let bus = Bus::start();
         let connection = certbot.start(&bus).await;
         Self { bus, certbot, _connection: connection }
     }
@@ -56,6 +60,15 @@ async fn status_is_red_when_a_renewal_or_a_rehearsal_failed() {
         "{status:?}"
     );
     assert_eq!(world.ctl(&["cert", "status", "--json"]).await.json()["well"], false);
+}
+
+#[tokio::test]
+async fn status_is_red_when_a_certificate_has_expired() {
+    let world = World::of(Certbot { expired: true, ..Certbot::default() }).await;
+    let status = world.ctl(&["cert", "status"]).await;
+    assert!(status.code == 1 && status.out.contains("expired"), "{status:?}");
+    let json = world.ctl(&["cert", "status", "--json"]).await;
+    assert!(json.code == 1 && json.json()["well"] == false, "{json:?}");
 }
 
 #[tokio::test]

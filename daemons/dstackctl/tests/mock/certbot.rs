@@ -16,11 +16,11 @@ pub struct Certbot {
     pub calls: Arc<Mutex<Vec<String>>>,
     pub problems: Arc<Mutex<Vec<String>>>,
     pub fails: bool,
+    pub expired: bool,
     pub jobs: Option<Arc<Jobs<JobPublisher>>>,
 }
 
-fn row(domain: &str, error: &str) -> CertificateRow {
-    let state = if error.is_empty() { "valid" } else { "renewal-failed" };
+fn row(domain: &str, state: &str, error: &str) -> CertificateRow {
     let values = [
         ("domain", Variant::from(domain.to_owned())),
         ("names", Variant::from(vec![format!("*.{domain}"), domain.to_owned()])),
@@ -64,8 +64,12 @@ impl Certbot {
 #[interface(name = "org.dstack.certbot1.Manager")]
 impl Certbot {
     fn list_certificates(&self) -> Vec<CertificateRow> {
-        let error = if self.fails { "no zone has it" } else { "" };
-        vec![row("a.example", ""), row("b.example", error)]
+        let (state, error) = match (self.expired, self.fails) {
+            (true, _) => ("expired", ""),
+            (false, true) => ("renewal-failed", "no zone has it"),
+            (false, false) => ("valid", ""),
+        };
+        vec![row("a.example", "valid", ""), row("b.example", state, error)]
     }
 
     async fn renew(&self, domain: String, options: OwnedOptions) -> Result<OwnedObjectPath, Error> {

@@ -9,7 +9,7 @@ pub const NAME: &str = "org.dstack.certbot1";
 /// Path of the manager object.
 pub const PATH: &str = "/org/dstack/certbot1";
 
-/// A certificate: `domain s`, `names as`, `state s` (`valid renewal-failed missing unreadable`), `issuer s`,
+/// A certificate: `domain s`, `names as`, `state s` (`valid expired renewal-failed missing unreadable`), `issuer s`,
 /// `not_before t`, `not_after t` (Unix seconds, 0: there is none), `renewal t` (when it is due, 0: now), `failures u`
 /// (in a row), `error s` (the last one), `retry t` (when it is tried again after failures, 0: at the next look),
 /// `public_key ay` (SubjectPublicKeyInfo, DER).
