@@ -30,6 +30,7 @@ pub mod names;
 pub mod page;
 pub mod peers;
 pub mod pool;
+pub mod quoted;
 pub mod registry;
 pub mod rpc;
 pub mod session;

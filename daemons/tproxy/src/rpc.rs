@@ -124,7 +124,8 @@ impl Tproxy {
 
     async fn acme(&self) -> Result<AcmeInfoResponse, RpcError> {
         let info = self.engine.acme().await.map_err(RpcError::failed)?;
-        Ok(AcmeInfoResponse { account_uri: info.account_uri, hist_keys: info.public_keys })
+        let account_quote = self.engine.account_quote(&info.account_uri).await.map_err(RpcError::failed)?;
+        Ok(AcmeInfoResponse { account_uri: info.account_uri, hist_keys: info.public_keys, account_quote })
     }
 }
 

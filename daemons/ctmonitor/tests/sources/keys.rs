@@ -55,7 +55,11 @@ impl Service for Ingress {
         match call.method.as_str() {
             "AcmeInfo" => {
                 let hist_keys = self.0.lock().unwrap().clone();
-                call.reply(&AcmeInfoResponse { account_uri: "https://acme/1".into(), hist_keys })
+                call.reply(&AcmeInfoResponse {
+                    account_uri: "https://acme/1".into(),
+                    hist_keys,
+                    ..Default::default()
+                })
             }
             other => Err(RpcError::unknown_method(other)),
         }

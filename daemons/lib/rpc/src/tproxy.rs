@@ -183,6 +183,10 @@ pub struct AcmeInfoResponse {
     #[prost(bytes = "vec", repeated, tag = "2")]
     #[serde(with = "crate::hexbytes::list")]
     pub hist_keys: Vec<Vec<u8>>,
+    /// In a CVM: the guest agent's quote of the account, JSON text as GetQuote gives it. Its report data are SHA-512 of
+    /// `acme-account:` and the URI. Empty elsewhere.
+    #[prost(string, tag = "3")]
+    pub account_quote: String,
 }
 
 /// Answer of GetMeta.
@@ -223,7 +227,11 @@ mod tests {
         assert_eq!(new, [expected, agent].concat());
         let meta = GetMetaResponse { registered: 3, online: 2 };
         assert_eq!(meta.encode_to_vec(), b"\x08\x03\x10\x02");
-        let acme = AcmeInfoResponse { account_uri: "A".into(), hist_keys: vec![vec![1], vec![2]] };
+        let acme = AcmeInfoResponse {
+            account_uri: "A".into(),
+            hist_keys: vec![vec![1], vec![2]],
+            account_quote: String::new(),
+        };
         assert_eq!(acme.encode_to_vec(), b"\x0a\x01A\x12\x01\x01\x12\x01\x02");
         assert_eq!(
             serde_json::to_value(&acme).unwrap(),

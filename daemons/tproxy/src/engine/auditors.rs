@@ -26,6 +26,14 @@ impl Engine {
         tokio::task::spawn_blocking(read).await.map_err(|e| e.to_string())?
     }
 
+    /// The guest agent's quote of an ACME account, JSON text; empty outside of a CVM.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub async fn account_quote(&self, account_uri: &str) -> Result<String, String> {
+        self.0.quoted.of(&self.settings().agent, account_uri).await
+    }
+
     /// Keeps what auditors are told, also when none of them asks before it changes.
     pub async fn remember(&self) {
         if let Err(error) = self.acme().await {

@@ -17,6 +17,7 @@ use crate::acme::Info;
 use crate::history::History;
 use crate::journal::{Journal, Line};
 use crate::peers::{Peers, peer};
+use crate::quoted::Quoted;
 use crate::registry::{Change, Claim, Entry, Instance, RegisterError, Registry};
 use crate::settings::Settings;
 use dstack_core::flow::{self, ToFlow};
@@ -81,6 +82,7 @@ struct Inner {
     certbot: RwLock<Result<Info, String>>,
     /// What auditors were ever told.
     history: History,
+    quoted: Quoted,
 }
 
 /// The engine; clones share it.
@@ -126,6 +128,7 @@ impl Engine {
             tunnel: RwLock::new(Err("it is being made".to_owned())),
             certbot: RwLock::new(Ok(Info::default())),
             history,
+            quoted: Quoted::default(),
         };
         Ok((Self(Arc::new(inner)), events))
     }

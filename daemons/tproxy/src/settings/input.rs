@@ -69,11 +69,12 @@ pub(super) struct KmsInput {
     pub(super) public_key: String,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct CertbotInput {
     pub(super) domain: String,
     pub(super) workdir: PathBuf,
+    pub(super) agent: PathBuf,
 }
 
 #[derive(Debug, Deserialize)]
@@ -81,6 +82,12 @@ pub(super) struct CertbotInput {
 pub(super) struct CollateralInput {
     pub(super) pccs_url: String,
     pub(super) quote_sim: PathBuf,
+}
+
+impl Default for CertbotInput {
+    fn default() -> Self {
+        Self { domain: String::new(), workdir: PathBuf::new(), agent: "/run/dstack.sock".into() }
+    }
 }
 
 impl Default for WgInput {

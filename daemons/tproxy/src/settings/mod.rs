@@ -104,6 +104,8 @@ pub struct Settings {
     pub certbot_domain: Option<String>,
     /// A working directory of certbot that we may read, for auditors.
     pub certbot: Option<PathBuf>,
+    /// Socket of the guest agent; there is none outside of a CVM.
+    pub agent: PathBuf,
     /// Where collateral of genuine platforms is served.
     pub pccs: Pccs,
     /// Socket of the simulated TEE, which serves its collateral.
@@ -128,6 +130,7 @@ impl Settings {
             recycle,
             kms_public_key,
             certbot_domain: certbot_domain(&input.certbot.domain)?,
+            agent: input.certbot.agent,
             certbot: Some(input.certbot.workdir).filter(|path| !path.as_os_str().is_empty()),
             pccs,
             quote_sim: input.collateral.quote_sim,

@@ -1,17 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What anybody may read.
 
-use crate::world::{World, interface, open};
+use crate::world::{Boot, World, interface, open};
+use axum::routing::post;
+use axum::{Json, Router};
 use dstack_core::wireguard::PublicKey;
+use dstack_ra_rpc::peer::Shown;
 use dstack_ra_rpc::tls::client_config;
+use dstack_ra_tls::Label;
+use dstack_rpc::dstack::{GetQuoteResponse, RawQuoteArgs};
 use dstack_rpc::tproxy::{AcmeInfoResponse, GetInfoRequest, GetInfoResponse, GetMetaResponse, ListResponse};
 use dstack_tproxy::acme::Info;
 use rcgen::{CertificateParams, KeyPair, PublicKeyData};
 use rustls::pki_types::ServerName;
+use sha2::{Digest, Sha512};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixListener};
 
 async fn get(world: &World, path: &str) -> String {
     let stream = TcpStream::connect(&world.address).await.unwrap();
@@ -74,6 +81,54 @@ async fn auditors_get_account_and_keys() {
     std::fs::write(world.path("cert.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
     let info: AcmeInfoResponse = world.call(None, "/prpc/Tproxy.AcmeInfo", &()).await.unwrap();
     assert_eq!(info.hist_keys, [key.subject_public_key_info()]);
+}
+
+/// A guest agent of this boot, as far as quotes go; it tells how many it gave.
+fn agent(world: &World, boot: Boot, lies: bool) -> Arc<AtomicUsize> {
+    let (listener, given) =
+        (UnixListener::bind(world.path("agent.sock")).unwrap(), Arc::<AtomicUsize>::default());
+    let count = Arc::clone(&given);
+    let quote = move |Json(args): Json<RawQuoteArgs>| {
+        count.fetch_add(1, Ordering::SeqCst);
+        let data: [u8; 64] = args.report_data.try_into().unwrap();
+        let (quote, log) = boot.evidence(data);
+        let report_data = if lies { vec![0; 64] } else { data.to_vec() };
+        let event_log = String::from_utf8(log).unwrap();
+        let reply = GetQuoteResponse { quote, event_log, report_data, vm_config: String::new() };
+        async { Json(reply) }
+    };
+    let router = Router::new().route("/GetQuote", post(quote));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    given
+}
+
+#[tokio::test]
+async fn in_a_cvm_the_account_is_quoted() {
+    let world = World::new().await;
+    let account = |uri: &str| Info { account_uri: uri.into(), public_keys: Vec::new() };
+    let ask = async || world.call::<_, AcmeInfoResponse>(None, "/prpc/Tproxy.AcmeInfo", &()).await;
+    world.engine.set_certbot(Ok(account("https://acme/1")));
+    assert_eq!(ask().await.unwrap().account_quote, "", "this is a host");
+    let given = agent(&world, world.boot(1, 1), false);
+    for uri in ["https://acme/1", "https://acme/1", "https://acme/2"] {
+        world.engine.set_certbot(Ok(account(uri)));
+        let said: GetQuoteResponse = serde_json::from_str(&ask().await.unwrap().account_quote).unwrap();
+        let shown = Shown { quote: said.quote, event_log: said.event_log.into_bytes() };
+        let verdict = world.judge.judge_again(shown, world.judge.now()).await.unwrap();
+        assert!(matches!(verdict.root, Label::Test(_)) && verdict.passed(), "{verdict:?}");
+        let data: [u8; 64] = Sha512::digest(format!("acme-account:{uri}")).into();
+        assert_eq!(verdict.report_data, data, "the quote is of this account");
+    }
+    assert_eq!(given.load(Ordering::SeqCst), 2, "the same account again costs nothing");
+}
+
+#[tokio::test]
+async fn a_quote_of_something_else_is_no_answer() {
+    let world = World::new().await;
+    world.engine.set_certbot(Ok(Info { account_uri: "https://acme/1".into(), public_keys: Vec::new() }));
+    agent(&world, world.boot(1, 1), true);
+    let error = world.call::<_, AcmeInfoResponse>(None, "/prpc/Tproxy.AcmeInfo", &()).await.unwrap_err();
+    assert!(error.to_string().contains("something else"), "{error}");
 }
 
 #[tokio::test]

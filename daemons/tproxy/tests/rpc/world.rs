@@ -105,7 +105,7 @@ impl Boot {
         events.map(|(n, p)| Event::runtime(n, p).unwrap()).collect()
     }
 
-    fn evidence(&self, data: [u8; 64]) -> (Vec<u8>, Vec<u8>) {
+    pub fn evidence(&self, data: [u8; 64]) -> (Vec<u8>, Vec<u8>) {
         let events = self.log();
         let mut report = TdReport { report_data: data, mr_td: [1; 48], ..TdReport::default() };
         report.rtmr[3] = event_log::replay(&events).unwrap()[3];
@@ -170,7 +170,7 @@ pub fn interface() -> InterfaceName {
 pub fn settings(dir: &Path) -> Settings {
     let text = format!(
         "[wg]\nendpoint='192.0.2.1:51820'\n[proxy]\nbase_domain='apps.example.com'\nlisten_port=443\n\
-         cert_chain='{0}/cert.pem'\ncert_key='{0}/key.pem'\n[certbot]\nworkdir='{0}/certbot'\n",
+         cert_chain='{0}/cert.pem'\ncert_key='{0}/key.pem'\n[certbot]\nworkdir='{0}/certbot'\nagent='{0}/agent.sock'\n",
         dir.display()
     );
     let input: Input = toml::from_str(&text).unwrap();
@@ -234,7 +234,7 @@ pub struct World {
     pub wireguard: Arc<Memory>,
     pub kms: Kms,
     pub address: String,
-    judge: Verifier,
+    pub judge: Verifier,
     _stop: watch::Sender<bool>,
     dir: tempfile::TempDir,
 }
