@@ -150,7 +150,7 @@ impl Manager {
     /// not-genuine, unreadable), reason s.
     #[zbus(out_args("instances"))]
     async fn forecast(&self, #[zbus(header)] call: Header<'_>) -> Result<Vec<ForecastRow>, Error> {
-        self.allow(&call, actions::INSPECT, "").await?;
+        self.allow(&call, actions::FORECAST, "").await?;
         self.engine.forecast().await?.iter().map(outlook).collect()
     }
 

@@ -8,6 +8,8 @@ pub mod manager;
 pub mod actions {
     /// Reading.
     pub const INSPECT: &str = "org.dstack.kms1.inspect";
+    /// Judging again whoever got keys lately: each costs a verification.
+    pub const FORECAST: &str = "org.dstack.kms1.forecast";
     /// Making the root keys.
     pub const BOOTSTRAP: &str = "org.dstack.kms1.bootstrap";
     /// Allowing and revoking compose files.
@@ -21,6 +23,6 @@ pub mod actions {
     /// Reading policy and trust roots again.
     pub const RELOAD: &str = "org.dstack.kms1.reload";
     /// All of them.
-    pub const ALL: [&str; 7] =
-        [INSPECT, BOOTSTRAP, MANAGE_UPGRADES, FORGET_DISK, ONBOARD, SIGN_GATEWAY, RELOAD];
+    pub const ALL: [&str; 8] =
+        [INSPECT, FORECAST, BOOTSTRAP, MANAGE_UPGRADES, FORGET_DISK, ONBOARD, SIGN_GATEWAY, RELOAD];
 }

@@ -12,7 +12,7 @@ use dstack_service::logging::message_id;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A forecast is given again for this long: anybody may ask, and each instance costs a verification.
+/// A forecast is given again for this long: each instance costs a verification.
 const FRESH: Duration = Duration::from_secs(60);
 /// Most instances that one forecast names in the journal.
 const TOLD_MAX: usize = 100;

@@ -28,7 +28,8 @@ async fn t04_each_verb_has_its_action() {
     }
     let world = World::new().await;
     let app = "0".repeat(40);
-    let cases: [(&str, Vec<&str>, &str); 8] = [
+    let cases: [(&str, Vec<&str>, &str); 9] = [
+        ("Forecast", vec![], "org.dstack.kms1.forecast"),
         ("Bootstrap", vec!["sa{sv}", "a.b", "0"], "org.dstack.kms1.bootstrap"),
         ("AllowUpgrade", vec!["ss", &app, &app], "org.dstack.kms1.manage-upgrades"),
         ("RevokeUpgrade", vec!["ss", &app, &app], "org.dstack.kms1.manage-upgrades"),
