@@ -217,8 +217,8 @@ fn renew(engine: &Engine, served: &Served) {
     }
 }
 
-/// What is due: collateral that gets old is fetched again, so that an outage of its server is no outage of ours; and by
-/// what there is then, it is forecast who will be refused.
+/// What is due: collateral that gets old is fetched again, so that an outage of its server is no outage of ours; by what
+/// there is then, it is forecast who will be refused; and what nobody needs any more is forgotten.
 fn keep_fresh(engine: &Engine, (refresh, forecast): (bool, bool)) {
     let engine = engine.clone();
     tokio::spawn(async move {
@@ -227,6 +227,7 @@ fn keep_fresh(engine: &Engine, (refresh, forecast): (bool, bool)) {
         }
         if forecast {
             engine.tell_forecast().await;
+            engine.sweep_disks().await;
         }
     });
 }

@@ -115,6 +115,12 @@ impl Record {
         }
     }
 
+    /// Whether it says no more than that a boot has begun: no app has ever run with this disk.
+    #[must_use]
+    pub const fn is_only_begun(&self) -> bool {
+        self.committed.is_none() && !self.forgotten
+    }
+
     /// Takes whatever disk comes next, and ends the boot that has begun.
     #[must_use]
     pub fn forget(&self) -> Self {

@@ -7,7 +7,8 @@ use dstack_service::state::{self, StateError};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
 /// Format of a file.
 const VERSION: u32 = 1;
@@ -15,6 +16,9 @@ const VERSION: u32 = 1;
 pub const INSTANCES_MAX: usize = 4096;
 /// Most apps with such instances.
 pub const APPS_MAX: usize = 16 * 1024;
+
+/// How long it is remembered that a boot has begun that never went on.
+pub const BEGUN_KEPT: Duration = Duration::from_secs(90 * 86_400);
 
 /// Why a record cannot be read or kept.
 #[derive(Debug, thiserror::Error)]
@@ -101,7 +105,7 @@ impl EpochFiles {
         instance: &InstanceId,
         change: impl FnOnce(&Record) -> Result<(Option<Record>, T), E>,
     ) -> Result<T, E> {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = self.turn();
         let (next, told) = change(&self.known(app, instance)?)?;
         if let Some(next) = next {
             self.keep(app, instance, &next)?;
@@ -122,6 +126,58 @@ impl EpochFiles {
         Ok(state::store(&file, VERSION, record)?)
     }
 
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Removes records of boots that have begun before [`BEGUN_KEPT`] and never went on, and directories of apps that are
+    /// empty by then; gives how many records. A kill leaves fewer records or an empty directory, which the next call
+    /// removes. What cannot be read is left, and told.
+    ///
+    /// # Errors
+    /// When a directory cannot be read, or something not removed.
+    pub fn sweep(&self, now: SystemTime) -> Result<usize, FilesError> {
+        let mut swept = 0;
+        for directory in entries(&self.root)?.into_iter().filter(|path| path.is_dir()) {
+            for file in entries(&directory)? {
+                swept += usize::from(self.sweep_one(&file, now)?);
+            }
+            self.sweep_directory(&directory)?;
+        }
+        Ok(swept)
+    }
+
+    /// A boot may be about to use it, so this takes turns with them.
+    fn sweep_one(&self, file: &Path, now: SystemTime) -> Result<bool, FilesError> {
+        let _changing = self.turn();
+        let written = fs::metadata(file).and_then(|found| found.modified()).map_err(FilesError::io(file))?;
+        let is_old = now.duration_since(written).is_ok_and(|age| age >= BEGUN_KEPT);
+        if !is_old || file.extension().is_none_or(|extension| extension != "json") {
+            return Ok(false);
+        }
+        match state::load::<Record>(file, VERSION) {
+            Ok(Some(record)) if record.is_only_begun() => {
+                fs::remove_file(file)
+                    .and_then(|()| state::sync_parent(file))
+                    .map_err(FilesError::io(file))?;
+                Ok(true)
+            }
+            Ok(_) => Ok(false),
+            Err(error) => {
+                tracing::warn!("{error}");
+                Ok(false)
+            }
+        }
+    }
+
+    fn sweep_directory(&self, directory: &Path) -> Result<(), FilesError> {
+        let _changing = self.turn();
+        match fs::remove_dir(directory) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+            other => other.map_err(FilesError::io(directory)),
+        }
+    }
+
     fn directory(&self, app: &AppId) -> PathBuf {
         // Ids are 40 hex digits by their types, so no path can come of them (known attack P26).
         self.root.join(app.to_string())
@@ -130,6 +186,11 @@ impl EpochFiles {
     fn file(&self, app: &AppId, instance: &InstanceId) -> PathBuf {
         self.directory(app).join(format!("{instance}.json"))
     }
+}
+
+fn entries(directory: &Path) -> Result<Vec<PathBuf>, FilesError> {
+    let found = fs::read_dir(directory).map_err(FilesError::io(directory))?;
+    found.map(|entry| Ok(entry.map_err(FilesError::io(directory))?.path())).collect()
 }
 
 fn room(directory: &Path, limit: usize) -> Result<(), FilesError> {
@@ -193,6 +254,48 @@ mod tests {
         let kept: Result<(), FilesError> =
             files.change(&other, &InstanceId::from([3; 20]), |known| Ok((Some(known.forget()), ())));
         kept.unwrap();
+    }
+
+    #[test]
+    fn boots_that_never_went_on_make_room_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = EpochFiles::open(dir.path()).unwrap();
+        let of = |app: u8, instance: u8| (AppId::from([app; 20]), InstanceId::from([instance; 20]));
+        let begin = |app: u8, instance: u8| {
+            let (app, instance) = of(app, instance);
+            let begun: Result<_, FilesError> = files.change(&app, &instance, |known| {
+                let (next, pending, _) = known.begin(None, false, &[7; 16]).unwrap();
+                Ok((Some(next), pending))
+            });
+            begun.unwrap()
+        };
+        let commit = |app: u8, instance: u8| {
+            let pending = begin(app, instance);
+            let (app, instance) = of(app, instance);
+            let gone_on: Result<(), FilesError> =
+                files.change(&app, &instance, |known| Ok((known.commit(pending).unwrap(), ())));
+            gone_on.unwrap();
+        };
+        begin(1, 1);
+        commit(1, 2);
+        forget(&files, 3).unwrap();
+        begin(2, 1);
+        let bad = files.directory(&AppId::from(APP)).join("bad.json");
+        fs::write(&bad, "{").unwrap();
+        let now = SystemTime::now();
+        assert_eq!(files.sweep(now + BEGUN_KEPT - Duration::from_secs(60)).unwrap(), 0);
+        assert_eq!(files.sweep(now - BEGUN_KEPT).unwrap(), 0, "a clock that was set back");
+        let later = now + BEGUN_KEPT + Duration::from_secs(60);
+        assert_eq!(files.sweep(later).unwrap(), 2);
+        let known = |n: u8| files.known(&AppId::from(APP), &InstanceId::from([n; 20])).unwrap();
+        assert_eq!(known(1), Record::default());
+        assert!(known(2).committed.is_some() && known(3).forgotten && bad.exists());
+        assert!(!files.directory(&AppId::from([2; 20])).exists(), "nothing is left of the other app");
+        // A kill left an empty directory; and the app comes back.
+        fs::create_dir(files.directory(&AppId::from([2; 20]))).unwrap();
+        assert_eq!(files.sweep(later).unwrap(), 0);
+        commit(2, 1);
+        assert_eq!(files.sweep(later).unwrap(), 0);
     }
 
     #[test]

@@ -73,6 +73,19 @@ impl From<Refusal> for Stop {
 }
 
 impl Engine {
+    /// Forgets disks of instances that have begun long ago and never went on. A failure is told, and tried again.
+    pub async fn sweep_disks(&self) {
+        let (this, now) = (self.clone(), std::time::SystemTime::now());
+        match tokio::task::spawn_blocking(move || this.0.epochs.sweep(now)).await {
+            Ok(Ok(0)) => {}
+            Ok(Ok(count)) => {
+                tracing::info!("{count} instances that never went on from their first boot are forgotten")
+            }
+            Ok(Err(error)) => tracing::error!("{error}; instances that never went on are not forgotten"),
+            Err(error) => tracing::error!("{error}"),
+        }
+    }
+
     /// One step of a boot with its disk, at the moment at which keys may be asked for (T7).
     ///
     /// # Errors
