@@ -2,8 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use dstack_testing::bus::PrivateBus;
 use std::sync::Arc;
 use tokio::sync::Notify;
 use zbus::{fdo, interface};
@@ -13,38 +12,18 @@ const PATH: &str = "/org/dstack/asking1";
 
 /// A bus of the test's own.
 struct Bus {
-    child: Child,
-    address: String,
+    bus: PrivateBus,
     _dir: tempfile::TempDir,
-}
-
-impl Drop for Bus {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
 }
 
 impl Bus {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = dir.path().join("bus.conf");
-        let text = format!(
-            "<busconfig><type>session</type><listen>unix:path={}/bus</listen><policy context=\"default\">\
-             <allow own=\"*\"/><allow send_destination=\"*\"/><allow receive_sender=\"*\"/></policy></busconfig>",
-            dir.path().display()
-        );
-        std::fs::write(&config, text).unwrap();
-        let mut command = Command::new("dbus-daemon");
-        command.arg(format!("--config-file={}", config.display())).args(["--nofork", "--print-address"]);
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let mut address = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut address).unwrap();
-        Self { child, address: address.trim().to_owned(), _dir: dir }
+        Self { bus: PrivateBus::start(dir.path()), _dir: dir }
     }
 
     async fn connect(&self) -> Connection {
-        zbus::conn::Builder::address(self.address.as_str()).build().await.unwrap()
+        self.bus.connect().await
     }
 
     /// A daemon that has had so many jobs. It says when it is called, and ends a job only as the test says.
@@ -89,7 +68,7 @@ fn asked(
     fine: bool,
     patience: u64,
 ) -> tokio::task::JoinHandle<Result<String, AskError<zbus::Error>>> {
-    let client = zbus::conn::Builder::address(bus.address.as_str()).build();
+    let client = bus.bus.builder().build();
     tokio::spawn(async move {
         let client = client.await?;
         let begin = async |owner: OwnedUniqueName| {
