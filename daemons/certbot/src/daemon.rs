@@ -3,7 +3,7 @@
 //! for it.
 
 use crate::bus::manager::{self, Manager};
-use crate::control::Control;
+use crate::control::{Control, Idle};
 use dstack_service::api::certbot1::{NAME as BUS_NAME, PATH};
 use dstack_service::bus;
 use dstack_service::config::Directories;
@@ -35,7 +35,7 @@ pub fn run(level: LevelHandle) -> Outcome<()> {
     let state = std::env::var_os("STATE_DIRECTORY").map(PathBuf::from);
     let state =
         state.ok_or("STATE_DIRECTORY is not set; start the daemon by `systemctl start dstack-certbot`")?;
-    let control = Control::open(Directories::default(), state)?;
+    let control = Control::open(Directories::default(), state);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
     let result = runtime.block_on(serve(control, level));
     runtime.shutdown_timeout(GRACE);
@@ -49,8 +49,10 @@ async fn serve(control: Control, level: LevelHandle) -> Outcome<()> {
     connection.object_server().at(PATH, manager).await?;
     tokio::spawn(manager::follow(connection.clone(), told));
     bus::request_name(&connection, BUS_NAME).await?;
-    if let Err(why) = control.engine() {
-        tracing::warn!("{why}");
+    match control.engine() {
+        Ok(_) => {}
+        Err(idle @ Idle::NotConfigured) => tracing::warn!("{idle}"),
+        Err(idle @ Idle::Misconfigured(_)) => tracing::error!("{idle}"),
     }
     lifecycle::ready(&control.status());
     let result = watch_over(&control, &connection, signals).await;

@@ -13,7 +13,7 @@
 //!
 //! The original has a directory `live` with two links in it; it is replaced by the one link when a certificate is stored.
 
-use crate::certificate::{self, Pair};
+use crate::certificate::{self, Leaf, Pair};
 use crate::files::{self, FileError};
 use crate::limits::BACKUPS_MAX;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -168,17 +168,17 @@ impl Workdir {
         self.link(&format!("backup/{name}"), &mut |_| {})
     }
 
-    /// Every public key that was in a certificate, SubjectPublicKeyInfo in DER.
+    /// Every public key that was in such a certificate, SubjectPublicKeyInfo in DER.
     ///
     /// # Errors
     /// [`FileError`] names a chain that cannot be read: a history with a gap is none.
-    pub fn history(&self) -> Result<BTreeSet<Vec<u8>>, FileError> {
+    pub fn history(&self, such: impl Fn(&Leaf) -> bool) -> Result<BTreeSet<Vec<u8>>, FileError> {
         let mut keys = BTreeSet::new();
         for path in self.backups()? {
             let path = path.join("cert.pem");
             if let Some(pem) = files::read(&path)? {
                 let leaf = certificate::first(&pem).map_err(|reason| FileError::new(&path, reason))?;
-                keys.insert(leaf.public_key);
+                keys.extend(Some(leaf).filter(&such).map(|leaf| leaf.public_key));
             }
         }
         Ok(keys)

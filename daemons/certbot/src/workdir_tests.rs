@@ -31,7 +31,7 @@ fn chain_and_key_change_at_one_moment() {
         "{steps:?}"
     );
     assert_eq!(steps.len(), 5);
-    assert_eq!(workdir.history().unwrap(), [old.clone(), new.clone()].into());
+    assert_eq!(workdir.history(|_| true).unwrap(), [old.clone(), new.clone()].into());
     let key = fs::metadata(dir.path().join("live/key.pem")).unwrap();
     assert_eq!(key.permissions().mode() & 0o777, 0o600);
     assert_eq!(workdir.stored(old).unwrap().as_deref(), Some("2026-01-01T00:00:00.000000001Z"));
@@ -63,7 +63,7 @@ fn what_a_killed_run_left_is_swept() {
     fs::write(dir.path().join("backup/.new-x/cert.pem"), "half").unwrap();
     symlink("backup/.new-x", dir.path().join(".new-live")).unwrap();
     let workdir = Workdir::open(dir.path()).unwrap();
-    assert_eq!(workdir.history().unwrap().len(), 1);
+    assert_eq!(workdir.history(|_| true).unwrap().len(), 1);
     assert_eq!(fs::read_dir(dir.path().join("backup")).unwrap().count(), 1);
     assert!(workdir.live().unwrap().is_some());
 }
@@ -79,7 +79,7 @@ fn p30_half_a_pair_is_an_error() {
     fs::remove_file(dir.path().join("live/key.pem")).unwrap();
     assert!(workdir.live().unwrap_err().to_string().contains("not both"));
     fs::write(dir.path().join("live/cert.pem"), "x").unwrap();
-    assert!(workdir.history().unwrap_err().to_string().contains("cert.pem"));
+    assert!(workdir.history(|_| true).unwrap_err().to_string().contains("cert.pem"));
 }
 
 #[test]

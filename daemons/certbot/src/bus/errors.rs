@@ -2,6 +2,7 @@
 //! From what failed to what the caller is told.
 
 use crate::account::AccountError;
+use crate::control::Idle;
 use crate::engine::EngineError;
 use dstack_service::api::certbot1::Error;
 
@@ -20,6 +21,16 @@ impl From<EngineError> for Error {
             EngineError::Busy(_) => Self::Busy(text),
             EngineError::NoSuchCertificate(..) => Self::NoSuchCertificate(text),
             EngineError::Rehearsal(_) => Self::RehearsalFailed(text),
+        }
+    }
+}
+
+impl From<Idle> for Error {
+    fn from(idle: Idle) -> Self {
+        let text = idle.to_string();
+        match idle {
+            Idle::NotConfigured => Self::NotConfigured(text),
+            Idle::Misconfigured(_) => Self::Misconfigured(text),
         }
     }
 }

@@ -56,7 +56,7 @@ impl Manager {
     }
 
     fn engine(&self) -> Result<Engine, Error> {
-        self.control.engine().map_err(Error::NotConfigured)
+        Ok(self.control.engine()?)
     }
 
     /// A job for each kind, to describe the interface.
@@ -177,7 +177,7 @@ impl Manager {
                 "there is no certificate for {domain:?} yet; run: dstackctl cert renew"
             ))
         };
-        let pair = self.engine()?.live(&domain)?.ok_or_else(missing)?;
+        let pair = self.control.shelf()?.live(&domain)?.ok_or_else(missing)?;
         let sealed = |name: &str, text: &str| {
             let file = secret::sealed(name, text.as_bytes());
             file.map(OwnedFd::from)
@@ -195,7 +195,7 @@ impl Manager {
         #[zbus(header)] call: Header<'_>,
     ) -> Result<Vec<Vec<u8>>, Error> {
         self.allow(&call, actions::INSPECT, &domain).await?;
-        Ok(self.engine()?.history(&domain)?)
+        Ok(self.control.shelf()?.history(&domain)?)
     }
 
     /// Reads the settings again. What is wrong leaves those of before in force.
@@ -222,8 +222,8 @@ impl Manager {
     /// URL of the ACME account; empty when there is none yet.
     #[zbus(property(emits_changed_signal = "false"))]
     fn account_uri(&self) -> zbus::fdo::Result<String> {
-        let Ok(engine) = self.control.engine() else { return Ok(String::new()) };
-        let uri = engine.account_uri().map_err(|e| zbus::fdo::Error::Failed(e.to_string()))?;
+        let Ok(shelf) = self.control.shelf() else { return Ok(String::new()) };
+        let uri = shelf.account_uri().map_err(|e| zbus::fdo::Error::Failed(e.to_string()))?;
         Ok(uri.unwrap_or_default())
     }
 

@@ -238,9 +238,12 @@ impl Engine {
         let known = load(workdir)?.remove(name.as_str()).unwrap_or_default();
         let seen = records(self.parts().servers.look(name, Kind::Caa).await?);
         let plan = self.plan(&seen, wanted, &known);
-        let steps = plan.steps.iter().map(|step| match step {
-            Step::Add(caa) => format!("lacks CAA {caa}"),
-            Step::Remove(caa) => format!("has CAA {caa}"),
+        // Guards are there only while something is changed.
+        let raised = plan.raised();
+        let steps = plan.steps.iter().filter_map(|step| match step {
+            Step::Add(caa) | Step::Remove(caa) if raised.contains(caa) => None,
+            Step::Add(caa) => Some(format!("lacks CAA {caa}")),
+            Step::Remove(caa) => Some(format!("has CAA {caa}")),
         });
         Ok(steps.collect())
     }

@@ -6,9 +6,11 @@ pub mod guard;
 pub mod order;
 pub mod rehearsal;
 pub mod seen;
+pub mod shelf;
 pub mod state;
 
 pub use seen::View;
+pub use shelf::Shelf;
 
 use crate::account::{self, AccountError, Credentials};
 use crate::acme::{Acme, AcmeError, ExternalAccount};
@@ -123,6 +125,7 @@ pub type Turns = Arc<Mutex<()>>;
 
 struct Inner {
     parts: Parts,
+    shelf: Shelf,
 }
 
 impl std::fmt::Debug for Engine {
@@ -157,7 +160,8 @@ impl Engine {
     /// An engine.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        Self(Arc::new(Inner { parts }), Turns::default())
+        let shelf = Shelf::new(parts.workdir.clone(), Some(parts.settings.certificates.clone()));
+        Self(Arc::new(Inner { parts, shelf }), Turns::default())
     }
 
     /// The same, taking turns with others: of settings of before, whose work may be under way.
@@ -198,30 +202,24 @@ impl Engine {
         }
     }
 
+    /// What is kept, to be read.
+    #[must_use]
+    pub fn shelf(&self) -> &Shelf {
+        &self.0.shelf
+    }
+
     /// The certificates that a call means: the one of this name, or all for an empty name.
     ///
     /// # Errors
     /// [`EngineError::NoSuchCertificate`].
     pub fn select(&self, domain: &str) -> Result<Vec<Certificate>, EngineError> {
-        let all = &self.settings().certificates;
-        let wanted = domain.strip_prefix("*.").unwrap_or(domain).to_ascii_lowercase();
-        let found: Vec<Certificate> =
-            all.iter().filter(|c| wanted.is_empty() || c.domain.as_str() == wanted).cloned().collect();
-        if found.is_empty() {
-            let known: Vec<&str> = all.iter().map(|c| c.domain.as_str()).collect();
-            return Err(EngineError::NoSuchCertificate(domain.to_owned(), known.join(" ")));
-        }
-        Ok(found)
+        self.shelf().select(domain)
     }
 
-    /// Where a certificate is kept: the first one as the original has it, others below `domains`.
+    /// Where a certificate is kept.
     #[must_use]
     pub fn place(&self, domain: &DnsName) -> PathBuf {
-        let workdir = &self.parts().workdir;
-        match self.settings().certificates.first() {
-            Some(first) if first.domain == *domain => workdir.clone(),
-            _ => workdir.join("domains").join(domain.as_str()),
-        }
+        self.shelf().place(domain)
     }
 
     fn workdir(&self, domain: &DnsName) -> Result<Workdir, EngineError> {
@@ -313,7 +311,8 @@ impl Engine {
         } else {
             self.remove_guards(workdir, wanted).await?;
         }
-        let live = workdir.live()?;
+        // One of other names belongs to a certificate that had this place before.
+        let live = workdir.live()?.filter(|pair| wanted.has(&pair.leaf));
         self.ask_suggestion(live.as_ref(), renewal, now).await;
         let known = self.known(wanted, live.as_ref(), renewal);
         match renewal::decide(now, &known, self.settings().renew_days_before, forced) {

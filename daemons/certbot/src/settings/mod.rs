@@ -6,6 +6,7 @@ mod input;
 pub use input::Input;
 
 use crate::caa::Foreign;
+use crate::certificate::Leaf;
 use crate::dns::rfc2136::Algorithm;
 use crate::limits::{CERTIFICATES_MAX, NAMES_MAX, SERVERS_MAX};
 use crate::names::{CertName, DnsName};
@@ -36,6 +37,14 @@ impl Certificate {
     #[must_use]
     pub fn bases(&self) -> BTreeSet<DnsName> {
         self.names.iter().map(|name| name.base.clone()).collect()
+    }
+
+    /// Whether a leaf is one of this certificate, maybe of before names were added or taken away: it has a name at the
+    /// domain by which the certificate is called.
+    #[must_use]
+    pub fn has(&self, leaf: &Leaf) -> bool {
+        let own = |name: &&CertName| name.base == self.domain;
+        self.names.iter().filter(own).any(|name| leaf.names.contains(name))
     }
 }
 

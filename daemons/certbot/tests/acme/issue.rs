@@ -121,6 +121,54 @@ async fn several_certificates_have_places_of_their_own() {
     assert!(matches!(engine.select("none.example"), Err(EngineError::NoSuchCertificate(..))));
 }
 
+/// The first certificate of the settings has the first place, so another order of them is another place.
+#[tokio::test]
+async fn another_order_of_the_settings_never_serves_other_names() {
+    let world = World::new();
+    let table = |name: &str| format!("[[certificate]]\nnames = [\"{name}\"]\n");
+    let toml = |names: [&str; 2]| {
+        let text = world.toml("", "");
+        let rest = text.split("[[certificate]]").next().unwrap();
+        format!("{rest}{}{}", table(names[0]), table(names[1]))
+    };
+    let run = async |engine: &dstack_certbot::engine::Engine| {
+        let turn = engine.turn().await.unwrap();
+        for wanted in engine.select("").unwrap() {
+            engine.maintain(&turn, &wanted, false, &Silent).await.unwrap();
+        }
+    };
+    let (one, two) = ("one.example.test", "two.example.test");
+    let first = engine(&toml([one, two]), &world.path("work"));
+    run(&first).await;
+    let keys = first.history("").unwrap();
+    let leaf =
+        |engine: &dstack_certbot::engine::Engine, name: &str| engine.live(name).unwrap().map(|p| p.leaf);
+    let moved = engine(&toml([two, one]), &world.path("work"));
+    for engine in [&first, &moved] {
+        for name in [one, two] {
+            let names: Vec<String> =
+                leaf(engine, name).unwrap().names.iter().map(ToString::to_string).collect();
+            assert_eq!(names, [name], "what is there is served from the place of before");
+            assert_eq!(engine.history(name).unwrap().len(), 1);
+        }
+    }
+    run(&moved).await;
+    for name in [one, two] {
+        let at = if name == two { world.path("work") } else { world.path("work/domains").join(name) };
+        let there = Workdir::existing(&at).live().unwrap().unwrap().leaf;
+        assert_eq!(Some(&there), leaf(&moved, name).as_ref());
+        assert_eq!(there.names.iter().map(ToString::to_string).collect::<Vec<_>>(), [name]);
+        assert_eq!(moved.history(name).unwrap().len(), 2);
+    }
+    let all = moved.history("").unwrap();
+    assert!(all.len() == 4 && keys.iter().all(|key| all.contains(key)));
+    // Nothing is due any more, and a third certificate in first place has none yet.
+    run(&moved).await;
+    assert_eq!(moved.history("").unwrap(), all);
+    let third = engine(&toml(["three.example.test", one]), &world.path("work"));
+    assert!(third.live("three.example.test").unwrap().is_none());
+}
+
 #[tokio::test]
 async fn accounts_are_bound_to_an_external_one_where_the_authority_wants_that() {
     let world = World::with(&[], Some(EXTERNAL));

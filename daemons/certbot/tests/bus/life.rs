@@ -131,6 +131,49 @@ async fn failures_are_signals_rows_and_exit_statuses() {
     assert!(matches!(world.manager.renew("", wrong).await, Err(Error::InvalidArgument(_))));
 }
 
+/// Whatever ails the settings, the ingress and auditors get what is there, and the timers' units fail, which is an alert.
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_are_served_without_credentials_and_with_broken_settings() {
+    let mut world = World::new().await;
+    assert!(world.run(&["request", "renew"]).status.success());
+    let (keys, account) =
+        (world.manager.historical_keys("").await.unwrap(), world.manager.account_uri().await.unwrap());
+    let good = std::fs::read_to_string(world.path("etc/certbot.toml")).unwrap();
+    let broken = format!("domian = \"x\"\n{good}");
+    for (settings, credential, named) in [(&good, None, "certbot-tsig"), (&broken, Some("x"), "domian")] {
+        std::fs::write(world.path("etc/certbot.toml"), settings).unwrap();
+        match credential {
+            None => std::fs::remove_file(world.path("credentials/certbot-tsig")).unwrap(),
+            Some(_) => {
+                std::fs::write(world.path("credentials/certbot-tsig"), crate::servers::SECRET).unwrap()
+            }
+        }
+        world.start().await;
+        let status = world.manager.status().await.unwrap();
+        assert!(status.starts_with("Misconfigured: ") && status.contains(named), "{status}");
+        assert!(status.contains("systemctl restart dstack-certbot") && !status.contains('\n'), "{status}");
+        assert!(!world.manager.configured().await.unwrap());
+        for name in ["", "apps.example.test", "*.apps.example.test"] {
+            let (chain, _) = world.manager.get_certificate(name).await.unwrap();
+            assert_eq!(read(chain), std::fs::read_to_string(world.path("state/live/cert.pem")).unwrap());
+        }
+        assert!(matches!(
+            world.manager.get_certificate("other.example").await,
+            Err(Error::NoSuchCertificate(_))
+        ));
+        assert_eq!(world.manager.historical_keys("").await.unwrap(), keys);
+        assert_eq!(world.manager.historical_keys("apps.example.test").await.unwrap(), keys);
+        assert_eq!(world.manager.account_uri().await.unwrap(), account);
+        let error = world.manager.list_certificates().await.unwrap_err();
+        assert!(matches!(&error, Error::Misconfigured(text) if text.contains(named)), "{error}");
+        assert!(!world.run(&["request", "renew"]).status.success());
+    }
+    std::fs::write(world.path("etc/certbot.toml"), good).unwrap();
+    world.manager.reload().await.unwrap();
+    assert!(world.manager.configured().await.unwrap());
+    assert_eq!(text(&world.manager.list_certificates().await.unwrap()[0], "state"), "valid");
+}
+
 /// Yesterday's certificate is no valid one, whatever else is well.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_expired_certificate_is_called_that() {

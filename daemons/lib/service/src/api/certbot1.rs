@@ -27,7 +27,7 @@ pub type OwnedOptions = HashMap<String, OwnedVariant>;
 crate::bus_errors! {
     /// What is refused or has failed, and what to do about it.
     pub enum Error in "org.dstack.certbot1" {
-        /// The configuration names no domain yet, or a credential is missing.
+        /// The configuration names no domain yet.
         NotConfigured,
         /// The configuration names no such certificate.
         NoSuchCertificate,
@@ -35,7 +35,7 @@ crate::bus_errors! {
         NoCertificate,
         /// A name or an option is out of form.
         InvalidArgument,
-        /// A setting is not usable.
+        /// A setting is not usable, or a credential is missing.
         Misconfigured,
         /// It failed before, and is tried again later.
         TooEarly,
