@@ -68,9 +68,9 @@ fn asked(
     fine: bool,
     patience: u64,
 ) -> tokio::task::JoinHandle<Result<String, AskError<zbus::Error>>> {
-    let client = bus.bus.builder().build();
+    let address = bus.bus.address.clone();
     tokio::spawn(async move {
-        let client = client.await?;
+        let client = zbus::conn::Builder::address(address.as_str()).build().await?;
         let begin = async |owner: OwnedUniqueName| {
             let interface = format!("{NAME}.Manager");
             let reply =
