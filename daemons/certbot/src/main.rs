@@ -3,7 +3,7 @@
 
 use dstack_certbot::bus::introspect;
 use dstack_certbot::{cli, daemon};
-use dstack_service::{cli as switches, logging};
+use dstack_service::{cli as switches, lifecycle, logging};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -19,11 +19,5 @@ fn main() -> ExitCode {
         return code;
     }
     let level = logging::init(daemon::NAME);
-    match daemon::run(level) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    lifecycle::exit(daemon::run(level))
 }

@@ -4,7 +4,7 @@
 use clap::Parser;
 use dstack_ctmonitor::cli::Cli;
 use dstack_ctmonitor::{bus::introspect, cli, daemon};
-use dstack_service::logging;
+use dstack_service::{lifecycle, logging};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -22,11 +22,5 @@ fn main() -> ExitCode {
         return cli::run(&arguments);
     }
     let level = logging::init(daemon::NAME);
-    match daemon::run(level) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    lifecycle::exit(daemon::run(level))
 }

@@ -2,7 +2,7 @@
 //! dstack-kms: keys for apps, after their quote was checked. See `dstack-kms(8)`.
 
 use dstack_kms::{bus::introspect, daemon};
-use dstack_service::{cli, logging};
+use dstack_service::{cli, lifecycle, logging};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -12,11 +12,5 @@ fn main() -> ExitCode {
         return code;
     }
     let level = logging::init(daemon::NAME);
-    match daemon::run(level) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    lifecycle::exit(daemon::run(level))
 }

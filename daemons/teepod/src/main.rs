@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! dstack-teepod: VMs of this host as systemd units. See `dstack-teepod(8)`.
 
-use dstack_service::{cli, logging};
+use dstack_service::{cli, lifecycle, logging};
 use dstack_teepod::{bus::introspect, daemon};
 use std::process::ExitCode;
 
@@ -12,11 +12,5 @@ fn main() -> ExitCode {
         return code;
     }
     let level = logging::init(daemon::NAME);
-    match daemon::run(level) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    lifecycle::exit(daemon::run(level))
 }

@@ -33,6 +33,8 @@ pub struct Notes {
     pub certificate: Option<String>,
     /// The data plane.
     pub data_plane: Option<String>,
+    /// All of it, since the start: the settings cannot be used.
+    pub misconfigured: Option<String>,
 }
 
 #[derive(Debug)]
@@ -89,6 +91,17 @@ impl Control {
         let input = config::load::<Input>(&self.0.directories, "tproxy");
         let settings = input.and_then(Settings::from_input);
         settings.map_err(|e| Error::Misconfigured(format!("{e}; nothing was changed")))
+    }
+
+    /// The settings of a start; without usable ones [`Self::status`] says why from then on.
+    pub fn start(&self) -> Option<Settings> {
+        let settings = config::load::<Input>(&self.0.directories, "tproxy").and_then(Settings::from_input);
+        settings.unwrap_or_else(|error| {
+            let error = error.to_string().lines().collect::<Vec<_>>().join(" ");
+            self.notes().misconfigured =
+                Some(format!("Misconfigured: {error}; mend it, then run: systemctl restart dstack-tproxy"));
+            None
+        })
     }
 
     /// Reads what data planes are told. Before any of them is listened to: one that outlived us would else be told that
@@ -227,7 +240,9 @@ impl Control {
     /// What `systemctl status` shows.
     #[must_use]
     pub fn status(&self, engine: Option<&Engine>) -> String {
-        let Some(engine) = engine else { return UNCONFIGURED.to_owned() };
+        let Some(engine) = engine else {
+            return self.notes().misconfigured.clone().unwrap_or_else(|| UNCONFIGURED.to_owned());
+        };
         let (registered, online) = engine.numbers();
         let domain = &engine.settings().proxy.base_domain;
         let notes = self.notes().clone();

@@ -3,7 +3,7 @@
 
 use crate::bus::manager::{self, Manager};
 use crate::certbot::{self, HostCertbot};
-use crate::control::{Control, UNCONFIGURED};
+use crate::control::Control;
 use crate::dns;
 use crate::engine::keeper::LOOK;
 use crate::engine::{Engine, Parts, Told};
@@ -98,7 +98,8 @@ async fn serve(places: Places, rpc: Vec<OwnedFd>, flow: Vec<OwnedFd>, level: Lev
     let units = Arc::new(Systemd::new(connection.clone()));
     let (control, words) =
         Control::new(places.directories.clone(), units, Arc::new(HostCertbot::new(connection.clone())));
-    let opened = match control.read()? {
+    // With settings that cannot be used it stays, too: data planes go on with what they were told, and sockets with it.
+    let opened = match control.start() {
         Some(settings) => Some(open(settings, &places)?),
         None => None,
     };
@@ -112,7 +113,7 @@ async fn serve(places: Places, rpc: Vec<OwnedFd>, flow: Vec<OwnedFd>, level: Lev
         Some(engine) => {
             Work { engine, control, connection: connection.clone() }.run(rpc, flow, signals).await
         }
-        None => idle(&connection, signals).await,
+        None => idle(&connection, &control, signals).await,
     };
     lifecycle::stopping();
     // Not graceful_shutdown(): it waits until every task has let go of the connection. What was said is written.
@@ -140,10 +141,11 @@ fn open(settings: Settings, places: &Places) -> Outcome<(Engine, mpsc::Unbounded
     Ok(Engine::open(parts)?)
 }
 
-/// Nothing is configured: the bus says so, and nothing else happens.
-async fn idle(connection: &Connection, mut signals: Signals) -> Outcome<()> {
-    tracing::warn!("{UNCONFIGURED}");
-    lifecycle::ready(UNCONFIGURED);
+/// There are no settings, or bad ones: bus and status say so, and nothing else happens.
+async fn idle(connection: &Connection, control: &Control, mut signals: Signals) -> Outcome<()> {
+    let why = control.status(None);
+    tracing::error!("{why}");
+    lifecycle::ready(&why);
     let mut watchdog = Watchdog::from_env();
     let mut lost = bus_lost(connection);
     loop {
@@ -151,7 +153,7 @@ async fn idle(connection: &Connection, mut signals: Signals) -> Outcome<()> {
             () = &mut lost => return Err("the bus was lost; systemd starts the ingress again".into()),
             asked = signals.next() => match asked {
                 Asked::Stop => return Ok(()),
-                Asked::Reload => lifecycle::ready(UNCONFIGURED),
+                Asked::Reload => lifecycle::ready(&control.status(None)),
             },
             () = watchdog.tick() => lifecycle::alive(),
         }

@@ -1,10 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a daemon says to systemd, and when it is to stop.
 
+use crate::config::ConfigError;
 use sd_notify::NotifyState;
+use std::error::Error;
+use std::process::ExitCode;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Interval, MissedTickBehavior, interval};
+
+/// `EX_CONFIG`: units name it in `RestartPreventExitStatus=`, since settings do not mend themselves.
+const BAD_CONFIG: u8 = 78;
+
+/// The exit code of a daemon. What kept it from running stands in the journal, and stays in `systemctl status`.
+#[must_use]
+pub fn exit(result: Result<(), Box<dyn Error>>) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    tracing::error!("{error}");
+    // Of an error over several lines the first has the file, and the last has what is wrong.
+    status(&error.to_string().lines().collect::<Vec<_>>().join(" "));
+    if error.is::<ConfigError>() { ExitCode::from(BAD_CONFIG) } else { ExitCode::FAILURE }
+}
 
 /// Says `READY=1` with a status in words.
 pub fn ready(status: &str) {

@@ -2,7 +2,7 @@
 //! `org.dstack.tproxy1.Manager`.
 
 use super::actions;
-use crate::control::{Control, UNCONFIGURED, Word};
+use crate::control::{Control, Word};
 use crate::engine::{Engine, Told};
 use crate::registry::Entry;
 use dstack_core::ids::InstanceId;
@@ -48,7 +48,7 @@ impl Manager {
     }
 
     fn engine(&self) -> Result<&Engine, Error> {
-        self.engine.as_ref().ok_or_else(|| Error::NotConfigured(UNCONFIGURED.to_owned()))
+        self.engine.as_ref().ok_or_else(|| Error::NotConfigured(self.control.status(None)))
     }
 }
 

@@ -191,6 +191,32 @@ async fn p30_a_damaged_state_is_told_and_left_alone() {
     std::fs::write(world.path("state/instances.jsonl"), "x\n").unwrap();
     assert!(world.start_and_fail());
     assert_eq!(std::fs::read_to_string(world.path("state/instances.jsonl")).unwrap(), "x\n");
-    std::fs::write(world.path("etc/tproxy.toml"), "[proxy]\nbase_domian = 'a.b'").unwrap();
-    assert!(world.start_and_fail(), "an unknown key");
+}
+
+#[tokio::test]
+async fn bad_settings_are_told_and_cost_neither_sockets_nor_data_planes() {
+    let mut world = World::stopped(true).await;
+    world.certificate();
+    for (settings, key) in [
+        ("[proxy]\nbase_domian = 'a.b'", "base_domian"),
+        (
+            "[wg]\nendpoint='192.0.2.1:51820'\nclient_ip_range='foo'\n[proxy]\nbase_domain='a.b'",
+            "client_ip_range",
+        ),
+    ] {
+        std::fs::write(world.path("etc/tproxy.toml"), settings).unwrap();
+        world.start().await;
+        let status = world.manager.status().await.unwrap();
+        assert!(status.starts_with("Misconfigured: ") && status.contains(key), "{status}");
+        assert!(!status.contains('\n') && status.ends_with("systemctl restart dstack-tproxy"), "{status}");
+        assert!(!world.manager.configured().await.unwrap());
+        let refused = world.manager.list_instances().await.unwrap_err();
+        assert!(refused.to_string().contains(key), "{refused}");
+        assert_eq!(world.systemd.said(), [""; 0], "no data plane is started, and none is stopped");
+        world.kill().await;
+    }
+    world.configure("");
+    world.start().await;
+    world.until_started().await;
+    assert!(world.manager.configured().await.unwrap());
 }
