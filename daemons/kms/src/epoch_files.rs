@@ -205,6 +205,7 @@ fn room(directory: &Path, limit: usize) -> Result<(), FilesError> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use dstack_core::epoch::Epoch;
 
     const APP: [u8; 20] = [1; 20];
 
@@ -254,6 +255,37 @@ mod tests {
         let kept: Result<(), FilesError> =
             files.change(&other, &InstanceId::from([3; 20]), |known| Ok((Some(known.forget()), ())));
         kept.unwrap();
+    }
+
+    #[test]
+    fn a_full_disk_is_told_and_loses_nothing() {
+        let Some(disk) = dstack_testing::disk::SmallDisk::new(64) else { return };
+        let files = EpochFiles::open(disk.path()).unwrap();
+        forget(&files, 2).unwrap();
+        disk.fill();
+        // In the place of one that is there, a new one, and a new app's.
+        for (app, instance) in [(1, 2), (1, 3), (9, 3)] {
+            let (app, instance) = (AppId::from([app; 20]), InstanceId::from([instance; 20]));
+            let failed: Result<Epoch, FilesError> = files.change(&app, &instance, |known| {
+                let (next, pending, _) = known.begin(None, false, &[7; 16]).unwrap();
+                Ok((Some(next), pending))
+            });
+            let error = failed.unwrap_err();
+            assert!(error.is_no_space() && error.to_string().contains("No space left"), "{error}");
+        }
+        let before = |files: &EpochFiles| {
+            let known = |n: u8| files.known(&AppId::from(APP), &InstanceId::from([n; 20])).unwrap();
+            (known(2).forgotten, known(2).pending, known(3))
+        };
+        assert_eq!(before(&files), (true, None, Record::default()));
+        assert_eq!(files.sweep(SystemTime::now() + BEGUN_KEPT * 2).unwrap(), 0);
+        // A restart changes nothing, and with space it goes on.
+        let files = EpochFiles::open(disk.path()).unwrap();
+        assert_eq!(before(&files), (true, None, Record::default()));
+        disk.clear();
+        forget(&files, 3).unwrap();
+        let left = fs::read_dir(files.directory(&AppId::from(APP))).unwrap().count();
+        assert_eq!(left, 2, "two records and nothing half-written");
     }
 
     #[test]

@@ -172,11 +172,17 @@ impl Engine {
             Ok(()) => summary.troubles.join("; "),
             Err(refusal) => refusal.to_string(),
         };
-        let good_at = if error.is_empty() { now } else { inner.parts.store.check()?.good_at };
-        let check = Check { at: now, good_at, error };
-        inner.parts.store.put_check(&check)?;
+        let good_at = if error.is_empty() { now } else { self.view().check.good_at };
+        let mut check = Check { at: now, good_at, error };
+        let kept = inner.parts.store.put_check(&check);
+        if let Err(error) = &kept {
+            let separator = if check.error.is_empty() { "" } else { "; " };
+            check.error += &format!("{separator}{error}");
+        }
+        // Also when it cannot be kept: whoever asks must not hear that all is well.
         inner.see(|view| view.check = check);
-        result.map(|()| summary)
+        result?;
+        Ok(kept.map(|()| summary)?)
     }
 }
 
@@ -237,9 +243,12 @@ impl Inner {
         if alerts.is_empty() {
             return Ok(Vec::new());
         }
-        let unkept: Vec<Alert> = self.with_book(|book| {
-            Ok(alerts.into_iter().filter(|alert| book.note(alert.clone()).is_err()).collect())
-        })?;
+        let noted = self.with_book(|book| {
+            let unkept = alerts.iter().filter(|alert| book.note((*alert).clone()).is_err());
+            Ok(unkept.cloned().collect::<Vec<Alert>>())
+        });
+        // What cannot be written is found and told again later, and must not wait for that.
+        let unkept = noted.inspect_err(|_| alerts.iter().for_each(|alert| self.say(alert)))?;
         self.unkept.fetch_add(unkept.len(), Ordering::Relaxed);
         unkept.iter().for_each(|alert| self.say(alert));
         let mut new = self.tell()?;

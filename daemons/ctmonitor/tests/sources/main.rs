@@ -7,6 +7,7 @@
 mod certs;
 #[path = "../common/crtsh.rs"]
 mod crtsh;
+mod full_disk;
 mod keys;
 mod killing;
 mod logs;

@@ -15,6 +15,7 @@ use rcgen::KeyPair;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
+use tokio::sync::mpsc;
 
 pub const DOMAIN: &str = "apps.example.com";
 pub const NAMES: [&str; 1] = ["*.apps.example.com"];
@@ -46,6 +47,8 @@ pub fn search(url: &str, skip_expired: bool, downloads: usize) -> Box<dyn Source
 pub struct World {
     pub engine: Engine,
     pub clock: Arc<AtomicU64>,
+    /// What journal and bus are told.
+    pub told: Option<mpsc::UnboundedReceiver<Alert>>,
 }
 
 impl World {
@@ -67,8 +70,8 @@ impl World {
             Parts { domains: vec![domain()], skip_expired, blind_after: 86_400, keys, sources, store };
         let clock = Arc::new(AtomicU64::new(dstack_ctmonitor::daemon::now()));
         let shared = Arc::clone(&clock);
-        let (engine, _) = Engine::open(parts, Arc::new(move || shared.load(Ordering::Relaxed))).unwrap();
-        Self { engine, clock }
+        let (engine, told) = Engine::open(parts, Arc::new(move || shared.load(Ordering::Relaxed))).unwrap();
+        Self { engine, clock, told: Some(told) }
     }
 
     pub async fn try_check(&self) -> Result<Summary, Refusal> {
