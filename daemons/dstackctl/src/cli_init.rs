@@ -2,6 +2,7 @@
 //! The arguments of `init`.
 
 use crate::init::draft::{Certificate, Cid, Cloudflare, Dns, Draft, Eab, Ports, Rfc2136, Wireguard};
+use crate::realm::Realm;
 use clap::{Args, ValueHint};
 use std::path::PathBuf;
 
@@ -49,6 +50,9 @@ pub struct Given {
     /// Domain of the key service
     #[arg(long, value_name = "DOMAIN")]
     kms_domain: Option<String>,
+    /// Realm that root keys are made for, for good: intel or test
+    #[arg(long, value_name = "REALM")]
+    realm: Option<Realm>,
     /// Name or address at which guests and clients reach this host
     #[arg(long, value_name = "HOST")]
     address: Option<String>,
@@ -146,6 +150,7 @@ impl Given {
         Draft {
             base_domain: given.base_domain,
             kms_domain: given.kms_domain,
+            realm: given.realm.map(|realm| realm.text().to_owned()),
             address: given.address,
             ports: Ports {
                 kms: given.kms_port,

@@ -2,6 +2,7 @@
 //! The arguments of `kms` and `app`.
 
 use crate::quantity::parse_duration;
+use crate::realm::Realm;
 use crate::trust::parse_fingerprint;
 use clap::{Args, Subcommand, ValueHint};
 use dstack_core::ids::{AppId, ComposeHash, InstanceId};
@@ -44,6 +45,9 @@ pub enum KmsCommand {
 pub struct Bootstrap {
     /// Domain of the installation, such as kms.example.com
     pub domain: String,
+    /// The realm that the keys are to be of, for good, when it is not the one that this machine suggests
+    #[arg(long, value_name = "REALM")]
+    pub realm: Option<Realm>,
 }
 
 /// `kms trust`.

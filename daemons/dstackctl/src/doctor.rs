@@ -142,8 +142,16 @@ pub async fn gather(global: &Global) -> (Vec<Check>, Option<Platform>) {
     (checks, found)
 }
 
+/// What teepod's settings say of the checks' business.
+///
+/// # Errors
+/// What is wrong with a file.
+pub fn settings() -> Result<Config, dstack_service::config::ConfigError> {
+    dstack_service::config::load(&dstack_service::config::Directories::default(), "teepod")
+}
+
 fn configuration() -> (Config, Vec<Check>) {
-    match dstack_service::config::load(&dstack_service::config::Directories::default(), "teepod") {
+    match settings() {
         Ok(config) => (config, vec![Check::good("configuration", "teepod.toml can be read")]),
         Err(error) => {
             let remedy = "correct the file, then: systemctl restart dstack-teepod";

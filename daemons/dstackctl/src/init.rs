@@ -33,6 +33,7 @@ use crate::kms_rpc::TRUST_ROOTS;
 use crate::output::{Ui, note};
 use crate::places;
 use crate::progress::Progress;
+use crate::realm::{self, Thought};
 use answers::{AnswerError, Answers, Defaults};
 use ask::{Asker, Terminal};
 use draft::Draft;
@@ -154,6 +155,8 @@ struct Work {
     goal: Goal,
     secrets: Secrets,
     steps: Vec<Step>,
+    /// Of root keys that are to be made: their realm, and what is to be thought of it.
+    realm: Option<(String, Thought)>,
 }
 
 impl Work {
@@ -169,7 +172,9 @@ impl Work {
         let found = found::look(&client, &systemd, &goal, &root).await?;
         let (states, secrets) = found::secrets(answers, &root, asker)?;
         let steps = plan::plan(&goal, &Found { secrets: states, ..found });
-        Ok(Self { client, systemd, root, goal, secrets, steps })
+        let makes_keys = steps.iter().any(|step| matches!(step, Step::Bootstrap(_)));
+        let realm = if makes_keys { Some(realm_here(&client, answers).await?) } else { None };
+        Ok(Self { client, systemd, root, goal, secrets, steps, realm })
     }
 
     async fn run(&self, args: &Init, global: &Global, ui: &Ui) -> Result<ExitCode, Failure> {
@@ -179,10 +184,18 @@ impl Work {
         if args.dry_run {
             return finish(report, "dry-run", ui).map(|()| ExitCode::SUCCESS);
         }
-        if !is_idle && !args.yes {
+        let agreed = match &self.realm {
+            Some((label, thought)) => realm::agree(label, thought.clone(), !args.yes && !ui.json),
+            None => Ok(()),
+        };
+        if agreed.is_ok() && !is_idle && !args.yes {
             agree()?;
         }
-        if let Err(failure) = self.carry_out(ui).await {
+        let done = match agreed {
+            Ok(()) => self.carry_out(ui).await,
+            Err(failure) => Err(failure),
+        };
+        if let Err(failure) = done {
             report.insert("error".into(), failure.message.clone().into());
             report.insert("hint".into(), failure.hint.clone().into());
             finish(report, "failed", ui)?;
@@ -200,10 +213,7 @@ impl Work {
         match (ui.json, is_idle) {
             (true, _) => Ok(()),
             (false, true) => ui.text("nothing to change\n"),
-            (false, false) => {
-                let realm = Roots::load(&TRUST_ROOTS).map(|roots| roots.realm().to_string());
-                ui.text(&show::plan(&self.steps, &realm.unwrap_or_else(|_| "intel".into()), ui))
-            }
+            (false, false) => ui.text(&show::plan(&self.steps, self.realm.as_ref(), ui)),
         }
     }
 
@@ -247,6 +257,15 @@ impl Work {
         }
         Ok(if broken { ExitCode::from(Exit::Failed as u8) } else { ExitCode::SUCCESS })
     }
+}
+
+/// The realm that keys of this machine will be of, and whether that is what is wanted.
+async fn realm_here(client: &Client, answers: &Answers) -> Result<(String, Thought), Failure> {
+    let roots =
+        Roots::load(&TRUST_ROOTS).map_err(|e| Failure::new(e.to_string()).hint("see /etc/dstack/trust.d"))?;
+    let label = roots.realm().to_string();
+    let thought = realm::think(&label, realm::has_tdx(client).await, answers.realm);
+    Ok((label, thought))
 }
 
 fn finish(mut report: Map<String, Value>, result: &str, ui: &Ui) -> Result<(), Failure> {

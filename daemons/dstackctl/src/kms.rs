@@ -2,7 +2,7 @@
 //! `kms …`: this host's key service over the bus, and trusted ones over the network.
 
 use crate::cli::Global;
-use crate::cli_kms::{KmsCommand, Peer, ReleaseLog, Submit};
+use crate::cli_kms::{Bootstrap, KmsCommand, Peer, ReleaseLog, Submit};
 use crate::client::Client;
 use crate::errors::Failure;
 use crate::kms_rpc;
@@ -10,6 +10,7 @@ use crate::kms_trust;
 use crate::output::{Tone, Ui, note};
 use crate::places;
 use crate::provider::{custody_words, realm_words};
+use crate::realm;
 use crate::trust::{Store, Trusted, fingerprint};
 use dstack_core::upgrade::Signed;
 use dstack_keys::sign::{recover, release_head_message};
@@ -33,7 +34,7 @@ pub async fn run(command: &KmsCommand, global: &Global, ui: &Ui) -> Result<(), F
     let client = Client::open(global).await?;
     match command {
         KmsCommand::Status => status(&client, ui).await,
-        KmsCommand::Bootstrap(args) => bootstrap(&client, &args.domain, ui).await,
+        KmsCommand::Bootstrap(args) => bootstrap(&client, args, ui).await,
         KmsCommand::AllowUpgrade(args) => {
             let () = client.change_kms("AllowUpgrade", &(args.app.to_string(), &args.hash)).await?;
             done(ui, "allowed", &json!({"app_id": args.app, "compose_hash": args.hash}))
@@ -99,7 +100,14 @@ pub async fn make_keys(client: &Client, domain: &str) -> Result<NewKeys, Failure
     Ok(NewKeys { ca_public_key, fingerprint: fingerprint(&bytes), realm, custody })
 }
 
-async fn bootstrap(client: &Client, domain: &str, ui: &Ui) -> Result<(), Failure> {
+async fn bootstrap(client: &Client, args: &Bootstrap, ui: &Ui) -> Result<(), Failure> {
+    let (kms, domain) = (client.kms().await?, &args.domain);
+    // One that has keys says so itself.
+    if !kms.bootstrapped().await? {
+        let label = kms.realm().await?;
+        let thought = realm::think(&label, realm::has_tdx(client).await, args.realm);
+        realm::agree(&label, thought, !ui.json)?;
+    }
     let made = make_keys(client, domain).await?;
     if ui.json {
         return ui.json(&json!({

@@ -44,6 +44,7 @@ pub mod progress;
 pub mod provider;
 pub mod proxy;
 pub mod quantity;
+pub mod realm;
 pub mod run;
 pub mod secrets;
 pub mod trust;

@@ -4,6 +4,7 @@
 use crate::client::Client;
 use crate::errors::{Exit, Failure, is_away};
 use crate::kms_rpc;
+use crate::realm;
 use crate::trust::{Store, Trusted, fingerprint};
 use dstack_core::ids::AppId;
 use dstack_keys::sign::{env_key_message, recover};
@@ -62,6 +63,8 @@ pub async fn presence(client: &Client) -> Result<Option<Option<Trusted>>, Failur
 struct Described {
     ca_public_key: String,
     k256_public_key: String,
+    /// Why it serves nobody although it has keys.
+    refusal: Option<Failure>,
     rest: Trusted,
 }
 
@@ -83,13 +86,29 @@ async fn describe(client: &Client) -> zbus::Result<Option<Described>> {
         trusted_at: 0,
     };
     let (ca_public_key, k256_public_key) = (kms.ca_public_key().await?, kms.k256_public_key().await?);
-    Ok(Some(Described { ca_public_key, k256_public_key, rest }))
+    let refusal = if ca_public_key.is_empty() { refusal(&kms, &rest.realm).await } else { None };
+    Ok(Some(Described { ca_public_key, k256_public_key, refusal, rest }))
+}
+
+/// Keys that are there and not shown are of another realm, or cannot be opened; which, it says to any call that needs them.
+async fn refusal(kms: &kms1::ManagerProxy<'_>, here: &str) -> Option<Failure> {
+    match kms.get_app_env_key(&AppId::from([0; 20]).to_string()).await {
+        Err(kms1::Error::Misconfigured(reason)) => {
+            let remedy =
+                if reason.contains(" realm ") { realm::reunite(here) } else { realm::ANEW.to_owned() };
+            Some(Failure::new(format!("this host's key service serves nobody: {reason}")).hint(remedy))
+        }
+        _ => None,
+    }
 }
 
 fn check(found: Described) -> Result<Trusted, Failure> {
     let wrong = || {
         Failure::new("dstack-kms describes its keys in a way that cannot be read; are both of one version?")
     };
+    if let Some(refusal) = found.refusal {
+        return Err(refusal);
+    }
     let mut k256_public_key = [0; 33];
     hex::decode_to_slice(&found.k256_public_key, &mut k256_public_key).map_err(|_| wrong())?;
     let ca_public_key = hex::decode(&found.ca_public_key).map_err(|_| wrong())?;

@@ -11,6 +11,8 @@ mod keys;
 mod mock;
 #[path = "cases/proxy.rs"]
 mod proxy;
+#[path = "cases/realm.rs"]
+mod realm;
 
 use mock::bus::Bus;
 use mock::teepod::Teepod;

@@ -3,8 +3,10 @@
 
 use super::{Check, bus};
 use crate::client::Client;
+use crate::errors::Failure;
 use crate::kms_rpc::{Endpoint, TRUST_ROOTS};
 use crate::provider::{custody_words, presence, realm_words};
+use crate::realm::{ANEW, TRIAL, reunite};
 use crate::trust::{Store, Trusted};
 use dstack_core::spec::Platform;
 use dstack_ra_tls::Roots;
@@ -16,8 +18,10 @@ const SIM: &str = "simulated TEE";
 
 /// All of it.
 pub async fn check(client: &Client, platform: Option<Platform>) -> Vec<Check> {
-    let (root, realm) = root(platform);
-    let mut checks = kms(client, realm.as_deref()).await;
+    let found = presence(client).await;
+    let has_keys = !matches!(found, Ok(None | Some(None)));
+    let (root, realm) = root(platform, has_keys);
+    let mut checks = kms(found, realm.as_deref());
     checks.push(root);
     if platform != Some(Platform::Tdx) && realm.as_deref().is_some_and(|r| r != "intel") {
         checks.push(bus::unit_named(client, SIM, "dstack-quote-sim.socket", "dstack-testroot").await);
@@ -25,8 +29,8 @@ pub async fn check(client: &Client, platform: Option<Platform>) -> Vec<Check> {
     checks
 }
 
-async fn kms(client: &Client, realm: Option<&str>) -> Vec<Check> {
-    match presence(client).await {
+fn kms(found: Result<Option<Option<Trusted>>, Failure>, realm: Option<&str>) -> Vec<Check> {
+    match found {
         Err(failure) => {
             let remedy = failure.hint.unwrap_or_else(|| "see why: journalctl -u dstack-kms -n 50".to_owned());
             vec![Check::bad(KMS, failure.message, remedy)]
@@ -60,7 +64,7 @@ fn described(kms: &Trusted, realm: Option<&str>) -> Check {
         Some(realm) if realm != kms.realm => Check::bad(
             KMS,
             format!("its keys are of realm {}, and this machine verifies quotes of realm {realm}", kms.realm),
-            "the trust root was changed after the bootstrap: put the old one back into /etc/dstack/trust.d",
+            reunite(realm),
         ),
         _ => Check::good(KMS, format!("{} has root keys; {words}", kms.domain)),
     }
@@ -90,17 +94,18 @@ fn is_loopback(host: &str) -> bool {
 }
 
 /// The realm of this machine's trust roots, and whether it fits the machine.
-fn root(platform: Option<Platform>) -> (Check, Option<String>) {
+fn root(platform: Option<Platform>, has_keys: bool) -> (Check, Option<String>) {
     match Roots::load(&TRUST_ROOTS) {
         Err(error) => (Check::bad(ROOT, error.to_string(), "see /etc/dstack/trust.d"), None),
         Ok(roots) => {
             let (realm, simulated) = (roots.realm().to_string(), roots.realm().is_simulated());
-            (fitting(&realm, simulated, platform), Some(realm))
+            (fitting(&realm, simulated, platform, has_keys), Some(realm))
         }
     }
 }
 
-fn fitting(realm: &str, simulated: bool, platform: Option<Platform>) -> Check {
+/// `has_keys`: root keys are made once, so that another root comes too late for them.
+fn fitting(realm: &str, simulated: bool, platform: Option<Platform>, has_keys: bool) -> Check {
     match (simulated, platform) {
         (false, Some(Platform::Tdx)) => Check::good(ROOT, "is Intel's: quotes of genuine TDX machines count"),
         (true, Some(Platform::Tdx)) => Check::bad(
@@ -109,10 +114,16 @@ fn fitting(realm: &str, simulated: bool, platform: Option<Platform>) -> Check {
             "remove it from /etc/dstack/trust.d (apt remove dstack-testroot)",
         ),
         (true, _) => Check::good(ROOT, format!("is {realm}: quotes are simulated, and protect nothing")),
+        (false, _) if has_keys => Check::warning(
+            ROOT,
+            "is Intel's, and this machine has no TDX: its key service serves TDX machines elsewhere alone, and no VM of this \
+             machine gets keys",
+            format!("if that is not what it is for: {ANEW}"),
+        ),
         (false, _) => Check::warning(
             ROOT,
             "is Intel's, and this machine has no TDX: no VM of it gets keys",
-            "for trying things out: apt install dstack-testroot",
+            format!("for trying things out: {TRIAL}, before root keys are made"),
         ),
     }
 }
@@ -153,6 +164,15 @@ mod tests {
     }
 
     #[test]
+    fn t04_a_test_root_is_advised_only_before_there_are_keys() {
+        let remedy = |has_keys| fitting("intel", false, Some(Platform::Tcg), has_keys).remedy.unwrap();
+        assert!(remedy(false).contains("apt install dstack-testroot"));
+        assert!(!remedy(true).contains("apt install") && remedy(true).contains("dstack-setup(7)"));
+        let mixed = described(&Trusted { realm: "intel".into(), ..kms("https://a") }, Some("test:00"));
+        assert!(mixed.remedy.unwrap().contains("apt purge dstack-testroot"));
+    }
+
+    #[test]
     fn t04_custody_is_said_and_realms_never_mix() {
         let good = described(&kms("https://a"), Some("test:0011223344556677"));
         assert!(
@@ -166,7 +186,10 @@ mod tests {
             ("test:00", true, Some(Platform::Kvm), Status::Good),
             ("test:00", true, Some(Platform::Tdx), Status::Bad),
         ] {
-            assert_eq!(fitting(realm, simulated, platform).status, status, "{realm} {platform:?}");
+            for has_keys in [false, true] {
+                let check = fitting(realm, simulated, platform, has_keys);
+                assert_eq!(check.status, status, "{realm} {platform:?}");
+            }
         }
     }
 }

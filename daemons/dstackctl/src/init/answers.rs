@@ -3,9 +3,10 @@
 
 use super::draft::{self, Draft};
 use super::rules::{
-    address, base_domain, bracketed, certificate, cids, domain, endpoint_at, first, ports, suggested_kms,
-    wireguard,
+    address, base_domain, bracketed, certificate, cids, domain, endpoint_at, first, ports, realm,
+    suggested_kms, wireguard,
 };
+use crate::realm::Realm;
 use dstack_core::wireguard::Net;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -34,6 +35,8 @@ pub struct Answers {
     pub base_domain: String,
     /// Domain of the key service, lower case.
     pub kms_domain: String,
+    /// Realm that root keys are to be of; by default the one that the machine suggests.
+    pub realm: Option<Realm>,
     /// Where guests and clients reach this host: a name, or an address without brackets.
     pub address: String,
     /// TCP ports.
@@ -158,13 +161,24 @@ impl Answers {
         let base_domain = base_domain(draft.base_domain.as_deref().unwrap_or_default())?;
         let suggested = suggested_kms(&base_domain);
         let kms_domain = domain("kms_domain", draft.kms_domain.as_deref().unwrap_or(&suggested))?;
+        let realm = draft.realm.as_deref().filter(|text| !text.is_empty()).map(realm).transpose()?;
         let found = defaults.address.map(|a| a.to_string()).unwrap_or_default();
         let address = address(draft.address.as_deref().unwrap_or(&found))?;
         let ports = ports(&draft.ports)?;
         let wireguard = wireguard(&draft.wireguard, &address)?;
         let (cid_start, cid_size) = cids(&draft.cid)?;
         let certificate = certificate(&draft.certificate)?;
-        Ok(Self { base_domain, kms_domain, address, ports, wireguard, cid_start, cid_size, certificate })
+        Ok(Self {
+            base_domain,
+            kms_domain,
+            realm,
+            address,
+            ports,
+            wireguard,
+            cid_start,
+            cid_size,
+            certificate,
+        })
     }
 
     /// The same as a draft, with all defaults spelled out but those that follow from another answer.
@@ -173,6 +187,7 @@ impl Answers {
         Draft {
             base_domain: Some(self.base_domain.clone()),
             kms_domain: Some(self.kms_domain.clone()),
+            realm: self.realm.map(|realm| realm.text().to_owned()),
             address: Some(self.address.clone()),
             ports: draft::Ports {
                 kms: Some(self.ports.kms),

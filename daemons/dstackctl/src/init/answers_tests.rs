@@ -25,6 +25,7 @@ fn one_answer_is_enough() {
     assert_eq!((answers.cid_start, answers.cid_size), (1000, 1000));
     assert_eq!(answers.certificate, Certificate::None);
     let v6 = check("base_domain='a.b'\naddress='[2001:db8::7]'").unwrap();
+    assert_eq!(check("base_domain='a.b'\nrealm='intel'").unwrap().realm, Some(Realm::Intel));
     assert_eq!(
         (v6.host().as_str(), v6.wireguard.endpoint.as_str()),
         ("[2001:db8::7]", "[2001:db8::7]:51820")
@@ -33,8 +34,7 @@ fn one_answer_is_enough() {
 
 #[test]
 fn answers_are_the_same_after_they_were_saved() {
-    let files =
-        "base_domain='a.b'\n[certificate]\nsource='files'\nchain='/c.pem'\nkey='/k.pem'\n[ports]\nkms=1\n";
+    let files = "base_domain='a.b'\nrealm='test'\n[certificate]\nsource='files'\nchain='/c.pem'\nkey='/k.pem'\n[ports]\nkms=1\n";
     for text in ["base_domain='a.b'", files, CLOUDFLARE_TOML, RFC2136_TOML] {
         let answers = check(text).unwrap();
         assert_eq!(check(&render(&answers.to_draft(), "# saved")).unwrap(), answers, "{text}");
@@ -66,6 +66,7 @@ fn bad_answers_name_their_key_and_what_to_write() {
         ("base_domain='a b.c'".into(), "base_domain: ", "write one"),
         ("base_domain='10.0.0.1'".into(), "base_domain: ", "write one"),
         (with("kms_domain='-a.b'"), "kms_domain: ", "write one"),
+        (with("realm='tdx'"), "realm: ", "\"intel\", or \"test\""),
         (with("address='127.0.0.1'"), "address: no guest reaches", "others reach"),
         (with("address='localhost'"), "address: no guest reaches", "others reach"),
         (with("address='0.0.0.0'"), "address: no guest reaches", "others reach"),

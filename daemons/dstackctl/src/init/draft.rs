@@ -15,6 +15,8 @@ pub struct Draft {
     pub base_domain: Option<String>,
     /// Domain of the key service.
     pub kms_domain: Option<String>,
+    /// Realm of the root keys.
+    pub realm: Option<String>,
     /// Where guests and clients reach this host.
     pub address: Option<String>,
     /// Ports.
@@ -193,6 +195,12 @@ const KEYS: &[Key] = &[
         "kms_domain",
         "Name of this installation's key service, written into its CA for good.",
         "\"kms.example.com\"",
+    ),
+    (
+        "",
+        "realm",
+        "What root keys are made for, for good: \"intel\", genuine TDX machines; \"test\", trials, with dstack-testroot.",
+        "\"intel\"",
     ),
     (
         "",

@@ -132,10 +132,17 @@ fn installed(found: &Found, goal: &Goal) -> Result<(), Failure> {
     Ok(())
 }
 
+async fn has_keys(client: &Client) -> Result<bool, Failure> {
+    Ok(client.kms().await?.bootstrapped().await?)
+}
+
 async fn keys(client: &Client, domain: &str) -> Keys {
     match presence(client).await {
         // It may just have wrong settings, which are about to be replaced.
-        Err(_) => Keys::Unknown,
+        Err(_) => match has_keys(client).await {
+            Ok(true) => Keys::Unusable,
+            _ => Keys::Unknown,
+        },
         Ok(None) => Keys::Absent,
         Ok(Some(None)) => Keys::None,
         Ok(Some(Some(kms))) => {

@@ -66,6 +66,8 @@ pub enum Keys {
     None,
     /// It does not answer.
     Unknown,
+    /// It has keys, and serves nobody: they are of another realm, or cannot be opened.
+    Unusable,
     /// It has keys, and nobody was told to trust it.
     Untrusted,
     /// It is trusted.
@@ -250,7 +252,9 @@ fn service(unit: &'static str, found: &Found, stale: bool, served: bool) -> Opti
 fn keys(goal: &Goal, found: &Found, restarted: bool) -> Vec<Step> {
     match found.keys {
         Keys::None | Keys::Unknown => vec![Step::Bootstrap(goal.kms_domain.clone()), Step::Trust],
-        Keys::Untrusted => vec![Step::Trust],
+        // It looks at its trust roots when it starts; then it works, or says what is wrong.
+        Keys::Unusable if !restarted => vec![Step::Restart(KMS.service), Step::Trust],
+        Keys::Untrusted | Keys::Unusable => vec![Step::Trust],
         Keys::Trusted if restarted => vec![Step::Trust],
         Keys::Absent | Keys::Trusted => Vec::new(),
     }

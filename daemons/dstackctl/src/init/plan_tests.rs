@@ -147,6 +147,9 @@ fn who_trusts_it_learns_its_new_address() {
     assert!(plan(&after, &settled(&before)).contains(&Step::Trust));
     let found = Found { keys: Keys::Untrusted, ..settled(&before) };
     assert_eq!(plan(&before, &found), [Step::Trust]);
+    let found = Found { keys: Keys::Unusable, ..settled(&before) };
+    let again = [Step::Restart("dstack-kms.service"), Step::Trust];
+    assert_eq!(plan(&before, &found), again, "keys that are there are never made again");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use super::answers::{
     Acme, AnswerError, CLOUDFLARE, Certificate, Dns, LETSENCRYPT, LETSENCRYPT_STAGING, Ports, Wireguard,
 };
 use super::draft;
+use crate::realm::Realm;
 use dstack_core::wireguard::Net;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -57,6 +58,20 @@ pub(super) fn domain(key: &'static str, given: &str) -> Result<String, AnswerErr
             "{given:?} is no domain; write one of letters, digits and hyphens, such as \"apps.example.com\""
         ),
     )
+}
+
+/// The realm of root keys.
+pub(super) fn realm(given: &str) -> Result<Realm, AnswerError> {
+    match given {
+        "intel" => Ok(Realm::Intel),
+        "test" => Ok(Realm::Test),
+        _ => wrong(
+            "realm",
+            format!(
+                "{given:?} is not known; write \"intel\", or \"test\" where dstack-testroot is installed"
+            ),
+        ),
+    }
 }
 
 /// A name or an address by which others reach this host (trust rule T19: guests reach no loopback address).

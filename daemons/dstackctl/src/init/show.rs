@@ -6,13 +6,17 @@ use super::plan::Step;
 use crate::doctor::{Check, Status};
 use crate::output::{Tone, Ui};
 use crate::provider::{custody_words, realm_words};
+use crate::realm::{Thought, instead};
 
 /// Checks of what init sets up; of others only what is broken counts.
 const OURS: [&str; 4] = ["key service", "key address", "ingress", "certificate"];
 
-/// Files as differences, then commands in their order; `realm` is that of keys that are to be made.
+/// The realm of keys that are to be made, and what is to be thought of it.
+type Realm<'a> = Option<&'a (String, Thought)>;
+
+/// Files as differences, then commands in their order.
 #[must_use]
-pub fn plan(steps: &[Step], realm: &str, ui: &Ui) -> String {
+pub fn plan(steps: &[Step], realm: Realm<'_>, ui: &Ui) -> String {
     let mut text = String::new();
     for step in steps {
         text += &file(step, ui);
@@ -23,7 +27,7 @@ pub fn plan(steps: &[Step], realm: &str, ui: &Ui) -> String {
     for step in steps {
         match step {
             Step::Write { .. } | Step::Remove { .. } | Step::Note(_) | Step::Done => {}
-            _ => text += &format!("{}\n", command(step, realm)),
+            _ => text += &format!("{}\n", command(step, realm, ui)),
         }
     }
     text
@@ -48,17 +52,27 @@ fn file(step: &Step, ui: &Ui) -> String {
     shown
 }
 
-fn command(step: &Step, realm: &str) -> String {
+fn command(step: &Step, realm: Realm<'_>, ui: &Ui) -> String {
     let command = format!("  {}", step.command());
-    match step {
-        Step::Bootstrap(_) => format!(
-            "{command}\n    makes the root keys, once and for good:\n    {}\n    {}",
-            realm_words(realm),
-            custody_words("host")
+    match (step, realm) {
+        (Step::Bootstrap(_), Some((label, thought))) => format!(
+            "{command}\n    makes the root keys, once and for good:\n    {}\n    {}{}",
+            realm_words(label),
+            custody_words("host"),
+            doubt(label, thought, ui)
         ),
-        Step::Stop(_) => format!("{command}\n    since a port changes: connections end, VMs go on"),
+        (Step::Stop(_), _) => format!("{command}\n    since a port changes: connections end, VMs go on"),
         _ => command,
     }
+}
+
+fn doubt(label: &str, thought: &Thought, ui: &Ui) -> String {
+    let (what, remedy) = match thought {
+        Thought::Good => return String::new(),
+        Thought::Doubt(doubt) => ((*doubt).to_owned(), instead(label)),
+        Thought::Contrary(failure) => (failure.message.clone(), failure.hint.clone().unwrap_or_default()),
+    };
+    format!("\n    {}\n    -> {remedy}", ui.paint(Tone::Bad, &format!("but: {what}")))
 }
 
 /// The one line to fix, if there is one: what is broken first, then what init has set up and does not work yet.
@@ -95,10 +109,21 @@ mod tests {
 
     #[test]
     fn t04_realm_and_custody_are_said_before_keys_are_made() {
-        let text = plan(&[Step::Bootstrap("kms.a.b".into())], "test:00", &PLAIN);
+        let realm = ("test:00".to_owned(), Thought::Good);
+        let text = plan(&[Step::Bootstrap("kms.a.b".into())], Some(&realm), &PLAIN);
+        assert!(!text.contains("but:"), "{text}");
         for part in
             ["dstackctl kms bootstrap kms.a.b", "nothing is protected", "owner can derive every app's keys"]
         {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+
+    #[test]
+    fn t04_keys_of_no_use_here_are_said_to_be_so_in_the_plan() {
+        let realm = ("intel".to_owned(), crate::realm::think("intel", false, None));
+        let text = plan(&[Step::Bootstrap("kms.a.b".into())], Some(&realm), &PLAIN);
+        for part in ["but: this machine has no TDX", "apt install dstack-testroot", "--realm intel"] {
             assert!(text.contains(part), "{part} in {text}");
         }
     }
@@ -110,9 +135,9 @@ mod tests {
             text: "a\nb\n".into(),
             old: old.map(str::to_owned),
         };
-        assert_eq!(plan(&[write(None)], "", &PLAIN), "--- /dev/null\n+++ /f\n+a\n+b\n\n");
-        assert_eq!(plan(&[write(Some("a\n"))], "", &PLAIN), "--- /f\n+++ /f\n a\n+b\n\n");
+        assert_eq!(plan(&[write(None)], None, &PLAIN), "--- /dev/null\n+++ /f\n+a\n+b\n\n");
+        assert_eq!(plan(&[write(Some("a\n"))], None, &PLAIN), "--- /f\n+++ /f\n a\n+b\n\n");
         let remove = Step::Remove { path: "/f", old: "a\n".into() };
-        assert_eq!(plan(&[remove], "", &PLAIN), "--- /f\n+++ /dev/null\n-a\n\n");
+        assert_eq!(plan(&[remove], None, &PLAIN), "--- /f\n+++ /dev/null\n-a\n\n");
     }
 }

@@ -46,6 +46,10 @@ pub struct State {
     pub upgrades: Vec<UpgradeRow>,
     pub calls: Vec<String>,
     pub address: String,
+    /// The realm of its machine, when it is another than usual.
+    pub realm: Option<&'static str>,
+    /// Why it serves nobody although it has keys.
+    pub refused: Option<&'static str>,
 }
 
 impl std::fmt::Debug for Kms {
@@ -249,9 +253,12 @@ impl Manager {
         Ok(())
     }
 
-    fn get_app_env_key(&self, app: String) -> (Vec<u8>, Vec<u8>) {
+    fn get_app_env_key(&self, app: String) -> Result<(Vec<u8>, Vec<u8>), Error> {
         self.0.saw(format!("GetAppEnvKey {app}"));
-        self.0.env_key(&app.parse().unwrap())
+        if let Some(reason) = self.0.state.lock().unwrap().refused {
+            return Err(Error::Misconfigured(reason.into()));
+        }
+        Ok(self.0.env_key(&app.parse().unwrap()))
     }
 
     fn get_release_log(&self, _app: String, after: u64, _limit: u32) -> Vec<ReleaseRow> {
@@ -298,7 +305,7 @@ impl Manager {
     }
     #[zbus(property)]
     fn realm(&self) -> String {
-        "test:0011223344556677".to_owned()
+        self.0.state.lock().unwrap().realm.unwrap_or("test:0011223344556677").to_owned()
     }
     #[zbus(property)]
     fn custody(&self) -> String {
@@ -310,6 +317,9 @@ impl Manager {
     }
     #[zbus(property)]
     fn ca_public_key(&self) -> String {
+        if self.0.state.lock().unwrap().refused.is_some() {
+            return String::new();
+        }
         hex::encode(self.0.ca_public_key())
     }
     #[zbus(property, name = "K256PublicKey")]
