@@ -2,7 +2,7 @@
 //! `cert …`: the certificates of the ingress, over the bus.
 
 use crate::cli::Global;
-use crate::cli_cert::CertCommand;
+use crate::cli_cert::{CertCommand, Renew};
 use crate::client::Client;
 use crate::errors::{Exit, Failure};
 use crate::events::{self, Event, Events};
@@ -12,6 +12,9 @@ use dstack_service::api::certbot1::{CertificateRow, NAME, Options, PATH};
 use serde_json::{Map, Value, json};
 use std::process::ExitCode;
 use zbus::{OwnedObjectPath, OwnedVariant};
+
+/// A row of the daemon as JSON.
+type Row = Map<String, Value>;
 
 /// Carries out a `cert` command.
 ///
@@ -23,11 +26,7 @@ pub async fn run(command: &CertCommand, global: &Global, ui: &Ui) -> Result<Exit
         CertCommand::List => list(&client, ui).await?,
         CertCommand::Status => return status(&client, ui).await,
         CertCommand::Show(args) => show(&client, &args.domain, ui).await?,
-        CertCommand::Renew(args) => {
-            let options = Options::from([("force", args.force.into())]);
-            job(&client, ("Renew", "renewed what was due"), &(args.domain.as_str(), options), global, ui)
-                .await?;
-        }
+        CertCommand::Renew(args) => return renew(&client, args, global, ui).await,
         CertCommand::Rehearse => {
             job(&client, ("Rehearse", "the next renewal will work"), &(Options::new(),), global, ui).await?;
         }
@@ -39,7 +38,13 @@ pub async fn run(command: &CertCommand, global: &Global, ui: &Ui) -> Result<Exit
     Ok(ExitCode::SUCCESS)
 }
 
-/// Starts a job, and follows it to its end unless told otherwise. Ctrl-C ends the waiting, never the job.
+/// A job that has come to its end, or goes on without us.
+struct Ended {
+    path: OwnedObjectPath,
+    /// `None`: nobody waits for it.
+    result: Option<Result<(), Failure>>,
+}
+
 async fn job<B>(
     client: &Client,
     (method, done): (&'static str, &str),
@@ -50,22 +55,79 @@ async fn job<B>(
 where
     B: serde::Serialize + zbus::DynamicType,
 {
+    let ended = start(client, method, body, global, ui).await?;
+    match ended.result {
+        None => told("under way", &ended.path, ui),
+        Some(result) => result.and_then(|()| told(done, &ended.path, ui)),
+    }
+}
+
+/// Renews what is due, and names what is not valid afterwards: what failed before and waits is no part of the job.
+async fn renew(client: &Client, args: &Renew, global: &Global, ui: &Ui) -> Result<ExitCode, Failure> {
+    const DONE: &str = "renewed what was due";
+    let options = Options::from([("force", args.force.into())]);
+    let ended = start(client, "Renew", &(args.domain.as_str(), options), global, ui).await?;
+    let Some(result) = ended.result else {
+        return told("under way", &ended.path, ui).map(|()| ExitCode::SUCCESS);
+    };
+    let wanted = domain_of(&args.domain);
+    let is_meant = |row: &Row| wanted.is_empty() || text(row, "domain") == wanted;
+    let left = rows(client).await?.into_iter().filter(|row| is_meant(row) && text(row, "state") != "valid");
+    let left: Vec<Row> = left.collect();
+    if left.is_empty() {
+        return result.and_then(|()| told(DONE, &ended.path, ui)).map(|()| ExitCode::SUCCESS);
+    }
+    if ui.json {
+        let error = result.as_ref().err().map(|failure| failure.message.clone());
+        ui.json(&json!({
+            "result": "failed", "job": ended.path.as_str(), "error": error, "not_valid": left,
+        }))?;
+    }
+    left.iter().for_each(|row| note(&trouble(row)));
+    result?;
+    let names: Vec<String> = left.iter().map(|row| text(row, "domain")).collect();
+    Err(Failure::new(format!("not valid: {}", names.join(", ")))
+        .hint("mend it, then: dstackctl cert renew --force; for more: dstackctl cert status"))
+}
+
+/// What is wrong with a certificate, and when it is tried again.
+fn trouble(row: &Row) -> String {
+    let error = text(row, "error");
+    let why = if error.is_empty() { String::new() } else { format!(": {error}") };
+    let next = time(number(row, "retry"), "at the next hourly look");
+    format!("{}: {}{why}; the next try is {next}", text(row, "domain"), text(row, "state"))
+}
+
+/// A certificate's domain, of its first name.
+fn domain_of(name: &str) -> String {
+    name.strip_prefix("*.").unwrap_or(name).to_ascii_lowercase()
+}
+
+/// Starts a job, and follows it to its end unless told otherwise. Ctrl-C ends the waiting, never the job.
+async fn start<B>(
+    client: &Client,
+    method: &'static str,
+    body: &B,
+    global: &Global,
+    ui: &Ui,
+) -> Result<Ended, Failure>
+where
+    B: serde::Serialize + zbus::DynamicType,
+{
     // Before the call, so that no end is missed.
     let mut events = Events::of_daemon(client, NAME, PATH).await?;
     let path: OwnedObjectPath = client.change_certbot(method, body).await?;
     if global.no_wait {
-        return told("under way", &path, ui);
+        return Ok(Ended { path, result: None });
     }
     let mut progress = Progress::new(ui);
     let end = tokio::select! {
-        end = follow(&mut events, &path, &mut progress) => end,
-        _ = tokio::signal::ctrl_c() => {
-            Err(Failure::with(Exit::Interrupted, "it goes on; see: dstackctl cert status"))
-        }
+        end = follow(&mut events, &path, &mut progress) => Some(end),
+        _ = tokio::signal::ctrl_c() => None,
     };
     progress.finish();
-    end?;
-    told(done, &path, ui)
+    let gone = || Failure::with(Exit::Interrupted, "it goes on; see: dstackctl cert status");
+    Ok(Ended { path, result: Some(end.ok_or_else(gone)?) })
 }
 
 fn told(what: &str, job: &OwnedObjectPath, ui: &Ui) -> Result<(), Failure> {
@@ -102,7 +164,7 @@ fn end_of(result: &str, error: Option<(String, String)>) -> Result<(), Failure> 
 }
 
 /// A row as JSON: what this program does not know is passed on as text.
-fn object(row: CertificateRow) -> Map<String, Value> {
+fn object(row: CertificateRow) -> Row {
     let json = |value: &OwnedVariant| {
         let copy = || value.try_clone().ok();
         let text = copy().and_then(|v| String::try_from(v).ok()).map(Value::from);
@@ -116,7 +178,7 @@ fn object(row: CertificateRow) -> Map<String, Value> {
     row.iter().map(|(key, value)| (key.clone(), json(value))).collect()
 }
 
-fn text(row: &Map<String, Value>, key: &str) -> String {
+fn text(row: &Row, key: &str) -> String {
     match row.get(key) {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Array(texts)) => texts.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" "),
@@ -124,7 +186,7 @@ fn text(row: &Map<String, Value>, key: &str) -> String {
     }
 }
 
-fn number(row: &Map<String, Value>, key: &str) -> u64 {
+fn number(row: &Row, key: &str) -> u64 {
     row.get(key).and_then(Value::as_u64).unwrap_or_default()
 }
 
@@ -134,7 +196,7 @@ fn time(seconds: u64, none: &str) -> String {
     stamp.map_or_else(|| none.to_owned(), |stamp| stamp.to_string())
 }
 
-fn tone(row: &Map<String, Value>) -> Tone {
+fn tone(row: &Row) -> Tone {
     match text(row, "state").as_str() {
         "valid" => Tone::Good,
         "missing" => Tone::Warning,
@@ -142,7 +204,7 @@ fn tone(row: &Map<String, Value>) -> Tone {
     }
 }
 
-async fn rows(client: &Client) -> Result<Vec<Map<String, Value>>, Failure> {
+async fn rows(client: &Client) -> Result<Vec<Row>, Failure> {
     Ok(client.certbot().await?.list_certificates().await?.into_iter().map(object).collect())
 }
 
@@ -154,7 +216,7 @@ async fn list(client: &Client, ui: &Ui) -> Result<(), Failure> {
     table(&rows, ui)
 }
 
-fn table(rows: &[Map<String, Value>], ui: &Ui) -> Result<(), Failure> {
+fn table(rows: &[Row], ui: &Ui) -> Result<(), Failure> {
     let cells = rows.iter().map(|row| {
         vec![
             text(row, "domain").into(),
@@ -168,7 +230,7 @@ fn table(rows: &[Map<String, Value>], ui: &Ui) -> Result<(), Failure> {
 }
 
 async fn show(client: &Client, domain: &str, ui: &Ui) -> Result<(), Failure> {
-    let wanted = domain.strip_prefix("*.").unwrap_or(domain).to_ascii_lowercase();
+    let wanted = domain_of(domain);
     let found = rows(client).await?.into_iter().find(|row| text(row, "domain") == wanted);
     let row = found.ok_or_else(|| {
         Failure::with(Exit::NotFound, format!("there is no certificate {domain:?}"))

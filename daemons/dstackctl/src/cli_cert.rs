@@ -13,7 +13,7 @@ pub enum CertCommand {
     Status,
     /// Show everything about a certificate
     Show(Domain),
-    /// Renew what is due
+    /// Renew what is due; exits with 1 when a certificate is not valid afterwards
     Renew(Renew),
     /// Prove that the next renewal will work, without touching a certificate
     Rehearse,

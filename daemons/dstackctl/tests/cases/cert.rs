@@ -93,3 +93,25 @@ async fn jobs_are_followed_to_their_end() {
     let away = crate::mock::run(&bus.address, &["cert", "list"]).await;
     assert!(away.code != 0 && away.err.contains("apt install dstack-certbot"), "{away:?}");
 }
+
+#[tokio::test]
+async fn what_is_not_valid_after_a_renewal_is_named_with_its_next_try() {
+    let world = World::of(Certbot { waits: true, ..Certbot::default() }).await;
+    let run = world.ctl(&["cert", "renew"]).await;
+    assert!(run.code == 1 && !run.out.contains("renewed"), "{run:?}");
+    for part in
+        ["b.example", "renewal-failed", "the token is refused", "2023-11-14T23:13:20Z", "cert renew --force"]
+    {
+        assert!(run.err.contains(part), "{part}: {run:?}");
+    }
+    let json = world.ctl(&["cert", "renew", "--json"]).await;
+    let value = json.json();
+    assert!(json.code == 1 && value["result"] == "failed", "{json:?}");
+    assert_eq!(value["not_valid"][0]["domain"], "b.example");
+    assert_eq!(
+        (value["not_valid"][0]["retry"].as_u64(), value["not_valid"].as_array().unwrap().len()),
+        (Some(1_700_003_600), 1)
+    );
+    let other = world.ctl(&["cert", "renew", "*.a.example"]).await;
+    assert!(other.code == 0 && other.out.contains("renewed"), "{other:?}");
+}

@@ -17,6 +17,8 @@ pub struct Certbot {
     pub problems: Arc<Mutex<Vec<String>>>,
     pub fails: bool,
     pub expired: bool,
+    /// b.example failed a while ago, and waits: jobs have nothing to do with it.
+    pub waits: bool,
     pub jobs: Option<Arc<Jobs<JobPublisher>>>,
 }
 
@@ -69,6 +71,14 @@ impl Certbot {
             (false, true) => ("renewal-failed", "no zone has it"),
             (false, false) => ("valid", ""),
         };
+        if self.waits {
+            let mut late = row("b.example", "renewal-failed", "the token is refused");
+            late.insert(
+                "retry".to_owned(),
+                OwnedVariant::try_from(Variant::from(1_700_003_600_u64)).unwrap(),
+            );
+            return vec![row("a.example", "valid", ""), late];
+        }
         vec![row("a.example", "valid", ""), row("b.example", state, error)]
     }
 
