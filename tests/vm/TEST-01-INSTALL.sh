@@ -63,7 +63,7 @@ check "apt purge" in_host_sh 'DEBIAN_FRONTEND=noninteractive apt-get purge -q -y
 check "nothing listens after the purge" equals "" listening 9080
 check "no unit is left" equals "" in_host_sh 'systemctl list-units --all --no-legend --plain "dstack*"; ls /etc/systemd/system | grep dstack || :'
 check "no configuration and no state is left" equals "" \
-    in_host_sh 'ls -d /etc/dstack /var/lib/dstack* /var/lib/private/dstack* /run/dstack* 2>/dev/null || :'
+    in_host_sh 'ls -d /etc/dstack /var/lib/dstack* /var/lib/private/dstack* /run/dstack* /run/systemd/system.control/dstack* /var/lib/systemd/timers/stamp-dstack* 2>/dev/null || :'
 check "the machine is not degraded after it" equals running in_host systemctl is-system-running
 must "it installs again" apt_install dstack-host
 check "and runs" in_host "${BUS[@]}" call org.dstack.teepod1 /org/dstack/teepod1 org.freedesktop.DBus.Peer Ping

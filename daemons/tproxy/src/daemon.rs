@@ -144,7 +144,10 @@ fn open(settings: Settings, places: &Places) -> Outcome<(Engine, mpsc::Unbounded
 /// There are no settings, or bad ones: bus and status say so, and nothing else happens.
 async fn idle(connection: &Connection, control: &Control, mut signals: Signals) -> Outcome<()> {
     let why = control.status(None);
-    tracing::error!("{why}");
+    match control.notes().misconfigured {
+        Some(_) => tracing::error!("{why}"),
+        None => tracing::warn!("{why}"),
+    }
     lifecycle::ready(&why);
     let mut watchdog = Watchdog::from_env();
     let mut lost = bus_lost(connection);
