@@ -32,6 +32,13 @@ refused "and has not done it" 'No such file' in_host ls /etc/dstack/certbot.toml
 refused "a wrong answer is named" 'base_domain' in_host_sh 'sed "s/apps.test/not..a..name/" "$1" >/root/wrong.toml; dstackctl init --answers /root/wrong.toml --yes' "$ANSWERS"
 HOST_TIMEOUT=180 TAIL=40 must "dstackctl init" in_host dstackctl init --answers "$ANSWERS" --yes
 check "custody and realm are said in words" matches 'derive every app|realm' echo "$REPLY"
+check "the status of certbot says it" matches '1 of 1 certificates' in_host systemctl show -P StatusText dstack-certbot.service
+check "and that of the ingress" matches '^Serving apps.test: [^;]*$' eventually 5 in_host systemctl show -P StatusText dstack-tproxy.service
+check "a wrong setting" in_host_sh 'printf "[wg]\nclient_ip_range = \"foo\"\n" >/etc/dstack/tproxy.toml.d/90-wrong.toml; systemctl restart dstack-tproxy.service'
+check "is in the status" matches 'Misconfigured: .*client_ip_range' in_host systemctl show -P StatusText dstack-tproxy.service
+check "costs no socket" equals active in_host_sh 'systemctl is-active dstack-tproxy.socket dstack-tproxy-rpc.socket dstack-tproxy-control.socket | sort -u'
+check "and is mended by a restart" matches '^Serving apps.test' in_host_sh 'rm /etc/dstack/tproxy.toml.d/90-wrong.toml; systemctl restart dstack-tproxy.service
+    systemctl show -P StatusText dstack-tproxy.service'
 BEFORE=$(files)
 HOST_TIMEOUT=120 check "the same again" matches '[Nn]othing to change' in_host dstackctl init --answers "$ANSWERS" --yes
 check "changes nothing" unchanged "$BEFORE" files

@@ -47,7 +47,7 @@ async fn serve(control: Control, level: LevelHandle) -> Outcome<()> {
     let connection = bus::connect(NAME, level).await?;
     let (manager, told) = Manager::new(control.clone(), &connection);
     connection.object_server().at(PATH, manager).await?;
-    tokio::spawn(manager::follow(connection.clone(), told));
+    tokio::spawn(manager::follow(connection.clone(), control.clone(), told));
     bus::request_name(&connection, BUS_NAME).await?;
     match control.engine() {
         Ok(_) => {}

@@ -8,6 +8,7 @@ use crate::engine::Engine;
 use crate::names::BoxFuture;
 use dstack_core::flow::{Certificate, PEM_MAX};
 use dstack_service::api::certbot1::{Error, ManagerProxy, NAME};
+use dstack_service::lifecycle;
 use futures_util::{Stream, StreamExt};
 use std::fs::File;
 use std::io::Read;
@@ -142,6 +143,7 @@ pub async fn follow(control: Control, engine: Engine, connection: Connection) {
             engine.remember().await;
         }
         let is_shown = control.renew().await;
+        lifecycle::status(&control.status(Some(&engine)));
         let pause = if is_known && is_shown { AGAIN } else { RETRY };
         tokio::select! {
             Some(()) = news.next() => {}

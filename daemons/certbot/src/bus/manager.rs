@@ -11,6 +11,7 @@ use dstack_service::access::Gate;
 use dstack_service::api::certbot1::{CertificateRow, Error, OwnedOptions, PATH, Rehearsal};
 use dstack_service::errors::Fdo;
 use dstack_service::jobs::{Jobs, NewJob};
+use dstack_service::lifecycle;
 use dstack_service::logging::message_id;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -283,9 +284,10 @@ impl Manager {
     ) -> zbus::Result<()>;
 }
 
-/// Sends signals for what jobs tell.
-pub async fn follow(connection: Connection, mut told: mpsc::UnboundedReceiver<Told>) {
+/// Sends signals for what jobs tell, and keeps the status for `systemctl status`.
+pub async fn follow(connection: Connection, control: Control, mut told: mpsc::UnboundedReceiver<Told>) {
     while let Some(word) = told.recv().await {
+        lifecycle::status(&control.status());
         if let Err(error) = emit(&connection, word).await {
             tracing::warn!("a signal could not be sent: {error}");
         }
