@@ -75,6 +75,7 @@ check "systemctl restart dstack-tproxy" in_host systemctl restart dstack-tproxy.
 check "SIGKILL of the control plane" in_host systemctl kill --signal=KILL dstack-tproxy.service
 check "it is back by itself" eventually 20 equals 3 online
 HOST_TIMEOUT=240 check "the package is installed anew" in_host env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --reinstall dstack-tproxy
+check "the plain HTTP port is still there" equals hello eventually 10 fetch "http://$APP-80.apps.test:9090/hello"
 check "a certificate is replaced" in_host_sh 'cd "$1"
     openssl req -x509 -key key.pem -days 30 -subj /CN=renewed.test -addext subjectAltName=DNS:*.apps.test,DNS:apps.test -out new.pem
     cat new.pem >>cert.pem; cat new.pem cert.pem >both.pem; mv both.pem cert.pem; rm new.pem; systemctl reload dstack-tproxy.service' "$CERTS"
