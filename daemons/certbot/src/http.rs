@@ -30,6 +30,9 @@ pub enum HttpError {
     /// It does not answer in time.
     #[error("{0} does not answer within {seconds} s", seconds = REQUEST.as_secs())]
     Silent(String),
+    /// It is in trouble, and says nothing else.
+    #[error("{0} is in trouble: it answers with status {1}")]
+    Trouble(String, StatusCode),
     /// Its answer is too large or breaks off.
     #[error("{0} gives an answer that breaks off or is larger than {BODY_MAX} bytes")]
     Body(String),

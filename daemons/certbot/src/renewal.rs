@@ -162,7 +162,7 @@ impl Failures {
 }
 
 /// The last moment until which an authority is believed.
-fn furthest(now: i64) -> i64 {
+pub(crate) fn furthest(now: i64) -> i64 {
     let most = i64::try_from(crate::limits::RETRY_AFTER_MAX.as_secs()).unwrap_or(i64::MAX);
     now.saturating_add(most)
 }

@@ -2,7 +2,8 @@
 //! An authority over the network, by instant-acme.
 
 use super::directory::{self, Directory};
-use super::{Acme, AcmeError, BoxFuture, Challenge, ExternalAccount, Session, Stage, registration};
+use super::registration::{self, NONCES};
+use super::{Acme, AcmeError, BoxFuture, Challenge, ExternalAccount, Refusal, Session, Stage};
 use crate::account::Credentials;
 use crate::certificate::Leaf;
 use crate::http::{self, Http};
@@ -41,10 +42,7 @@ impl Authority {
     async fn fetch(&self) -> Result<Directory, AcmeError> {
         let answer = self.http.ask(get(&self.directory)?).await?;
         if answer.status != StatusCode::OK {
-            return Err(AcmeError::Refused {
-                what: "its directory",
-                words: format!("status {}", answer.status),
-            });
+            return Err(said("its directory", answer.status));
         }
         directory::parse(&answer.body).map_err(|e| AcmeError::Strange(format!("{} {e}", self.directory)))
     }
@@ -62,11 +60,14 @@ impl Authority {
             }
             // It does not know the certificate: somebody else's.
             StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST => Ok(None),
-            status => {
-                Err(AcmeError::Refused { what: "renewal information", words: format!("status {status}") })
-            }
+            status => Err(said("renewal information", status)),
         }
     }
+}
+
+fn said(what: &'static str, status: StatusCode) -> AcmeError {
+    let kind = Refusal::of("", status.as_u16());
+    AcmeError::Refused { what, words: format!("status {status}"), kind }
 }
 
 fn get(url: &str) -> Result<Request<Bytes>, AcmeError> {
@@ -88,8 +89,13 @@ impl HttpClient for Http {
         Box::pin(async move {
             let (parts, body) = request.into_parts();
             let body = body.collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+            let whom = parts.uri.host().unwrap_or_default().to_owned();
             let answer =
                 this.ask(Request::from_parts(parts, body)).await.map_err(|e| Error::Other(Box::new(e)))?;
+            // A page of a gateway in between is no problem document.
+            if answer.status.is_server_error() && !is_json(&answer.body) {
+                return Err(Error::Other(Box::new(http::HttpError::Trouble(whom, answer.status))));
+            }
             let mut response = ::http::Response::new(Full::new(answer.body));
             *response.status_mut() = answer.status;
             *response.headers_mut() = answer.headers;
@@ -98,10 +104,14 @@ impl HttpClient for Http {
     }
 }
 
+fn is_json(body: &[u8]) -> bool {
+    serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok()
+}
+
 /// What failed, and while doing what.
 fn refused(what: &'static str) -> impl Fn(Error) -> AcmeError {
     move |error| match error {
-        Error::Api(problem) => AcmeError::Refused { what, words: problem.to_string() },
+        Error::Api(problem) => AcmeError::Refused { what, words: problem.to_string(), kind: kind(&problem) },
         Error::Timeout(_) => AcmeError::Slow(what),
         Error::Other(inner) => match inner.downcast::<http::HttpError>() {
             Ok(http) => AcmeError::Http(*http),
@@ -155,6 +165,20 @@ impl Acme for Authority {
     }
 }
 
+/// instant-acme gives up after three nonces in a row that were rejected, which a busy authority does.
+macro_rules! again {
+    ($call:expr) => {{
+        let mut result = $call;
+        for _ in 1..NONCES {
+            if !matches!(result, Err(AcmeError::Refused { kind: Refusal::Nonce, .. })) {
+                break;
+            }
+            result = $call;
+        }
+        result
+    }};
+}
+
 struct LoggedIn {
     account: Account,
     order: Option<Order>,
@@ -179,8 +203,8 @@ impl LoggedIn {
         }
         let ordered = match self.account.new_order(&order).await {
             // It suggests nothing, or does not know what is replaced, or that was replaced before: order without.
-            Err(error) if key.is_some() && !matches!(&error, Error::Api(p) if is_limit(p)) => {
-                tracing::debug!("the order does not say what it replaces: {error}");
+            Err(Error::Api(problem)) if key.is_some() && kind(&problem) == Refusal::Lasting => {
+                tracing::debug!("the order does not say what it replaces: {problem}");
                 self.account.new_order(&NewOrder::new(&identifiers)).await
             }
             other => other,
@@ -206,9 +230,7 @@ impl LoggedIn {
     }
 
     async fn set_ready(&mut self) -> Result<(), AcmeError> {
-        let policy = self.policy;
-        let order = self.current()?;
-        let mut authorizations = order.authorizations();
+        let mut authorizations = self.current()?.authorizations();
         while let Some(authorization) = authorizations.next().await {
             let mut authorization = authorization.map_err(refused("an authorization"))?;
             if authorization.status != AuthorizationStatus::Pending {
@@ -216,18 +238,24 @@ impl LoggedIn {
             }
             let challenge = authorization.challenge(ChallengeType::Dns01);
             let mut challenge = challenge.ok_or_else(no_dns01)?;
-            challenge.set_ready().await.map_err(refused("the answer to a challenge"))?;
+            // One by one: a challenge that was accepted may be none any more that can be answered.
+            again!(challenge.set_ready().await.map_err(refused("the answer to a challenge")))?;
         }
-        match order.poll_ready(&policy).await {
+        Ok(())
+    }
+
+    async fn wait_ready(&mut self) -> Result<(), AcmeError> {
+        let policy = self.policy;
+        let order = self.current()?;
+        match again!(order.poll_ready(&policy).await.map_err(refused("looking at DNS"))) {
             Ok(OrderStatus::Invalid) => Err(AcmeError::Failed(why_failed(order).await)),
-            Ok(_) => Ok(()),
-            Err(error) => Err(refused("looking at DNS")(error)),
+            other => other.map(drop),
         }
     }
 }
 
-fn is_limit(problem: &instant_acme::Problem) -> bool {
-    problem.r#type.as_deref().is_some_and(|kind| kind.ends_with(":rateLimited"))
+fn kind(problem: &instant_acme::Problem) -> Refusal {
+    Refusal::of(problem.r#type.as_deref().unwrap_or_default(), problem.status.unwrap_or_default())
 }
 
 fn no_dns01() -> AcmeError {
@@ -276,27 +304,30 @@ impl Session for LoggedIn {
         names: &'a BTreeSet<CertName>,
         replaces: Option<&'a Leaf>,
     ) -> BoxFuture<'a, Result<String, AcmeError>> {
-        Box::pin(self.new_order(names, replaces))
+        Box::pin(async move { again!(self.new_order(names, replaces).await) })
     }
 
     fn look<'a>(&'a mut self, url: &'a str) -> BoxFuture<'a, Result<Stage, AcmeError>> {
-        Box::pin(self.stage(url))
+        Box::pin(async move { again!(self.stage(url).await) })
     }
 
     fn answer(&mut self) -> BoxFuture<'_, Result<(), AcmeError>> {
-        Box::pin(self.set_ready())
+        Box::pin(async move {
+            self.set_ready().await?;
+            self.wait_ready().await
+        })
     }
 
     fn finalize<'a>(&'a mut self, request: &'a [u8]) -> BoxFuture<'a, Result<(), AcmeError>> {
         Box::pin(async move {
-            self.current()?.finalize_csr(request).await.map_err(refused("the certificate request"))
+            again!(self.current()?.finalize_csr(request).await.map_err(refused("the certificate request")))
         })
     }
 
     fn chain(&mut self) -> BoxFuture<'_, Result<String, AcmeError>> {
         Box::pin(async move {
             let policy = self.policy;
-            self.current()?.poll_certificate(&policy).await.map_err(refused("the certificate"))
+            again!(self.current()?.poll_certificate(&policy).await.map_err(refused("the certificate")))
         })
     }
 }

@@ -31,6 +31,8 @@ pub enum AcmeError {
         what: &'static str,
         /// Its words.
         words: String,
+        /// Whether it will do so again.
+        kind: Refusal,
     },
     /// It says what cannot be understood.
     #[error("the certificate authority says what cannot be understood: {0}")]
@@ -46,6 +48,30 @@ pub enum AcmeError {
     /// An order that cannot become a certificate any more.
     #[error("the order has failed: {0}")]
     Failed(String),
+}
+
+/// Whether an authority that refuses will do so again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// It will, as long as it is asked the same.
+    Lasting,
+    /// It may not: there were too many requests, or it is in trouble of its own.
+    Passing,
+    /// It may take another nonce.
+    Nonce,
+}
+
+impl Refusal {
+    /// By the type of a problem document and the status of the answer.
+    #[must_use]
+    pub fn of(problem: &str, status: u16) -> Self {
+        match problem.rsplit(':').next().unwrap_or_default() {
+            "badNonce" => Self::Nonce,
+            "rateLimited" | "serverInternal" => Self::Passing,
+            _ if status == 429 || status >= 500 => Self::Passing,
+            _ => Self::Lasting,
+        }
+    }
 }
 
 /// An account of another kind, to which the ACME account is bound.

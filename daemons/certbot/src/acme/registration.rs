@@ -5,7 +5,7 @@
 //! the same key however often it is asked, which is what a run after a kill needs.
 
 use super::directory::Directory;
-use super::{AcmeError, ExternalAccount};
+use super::{AcmeError, ExternalAccount, Refusal};
 use crate::http::{Answer, Http};
 use aws_lc_rs::hmac;
 use aws_lc_rs::rand::SystemRandom;
@@ -18,7 +18,7 @@ use http::{Method, Request};
 use serde_json::{Value, json};
 
 /// How often a rejected nonce is replaced.
-const NONCES: usize = 8;
+pub(super) const NONCES: usize = 8;
 
 /// The URL of the key's account; makes it when there is none.
 ///
@@ -63,7 +63,8 @@ async fn call(http: &Http, directory: &Directory, key: &[u8], payload: &Value) -
             None => tracing::debug!("a nonce was rejected"),
         }
     }
-    Err(AcmeError::Refused { what: "an account", words: format!("it rejected {NONCES} nonces in a row") })
+    let words = format!("it rejected {NONCES} nonces in a row");
+    Err(AcmeError::Refused { what: "an account", words, kind: Refusal::Nonce })
 }
 
 /// `None` when another nonce may help.
@@ -89,6 +90,7 @@ fn account_url(answer: &Answer) -> Result<Option<String>, AcmeError> {
             Err(AcmeError::Refused {
                 what: "an account",
                 words: format!("{detail} ({kind}, status {})", answer.status),
+                kind: Refusal::of(&kind, answer.status.as_u16()),
             })
         }
     }
@@ -97,6 +99,10 @@ fn account_url(answer: &Answer) -> Result<Option<String>, AcmeError> {
 async fn nonce(http: &Http, directory: &Directory) -> Result<String, AcmeError> {
     let request = Request::builder().method(Method::HEAD).uri(&directory.new_nonce).body(Bytes::new());
     let answer = http.ask(request.map_err(|e| AcmeError::Strange(e.to_string()))?).await?;
+    if !answer.status.is_success() {
+        let (words, kind) = (format!("status {}", answer.status), Refusal::of("", answer.status.as_u16()));
+        return Err(AcmeError::Refused { what: "a nonce", words, kind });
+    }
     let nonce = answer.headers.get("replay-nonce").and_then(|v| v.to_str().ok());
     nonce.map(ToOwned::to_owned).ok_or_else(|| AcmeError::Strange("it gives no nonce".into()))
 }

@@ -17,7 +17,7 @@ impl From<EngineError> for Error {
             EngineError::Acme(_) | EngineError::Unusable(_) => Self::AuthorityFailed(text),
             EngineError::Dns(_) => Self::DnsFailed(text),
             EngineError::Caa(_) | EngineError::NoIssuer(_) => Self::Misconfigured(text),
-            EngineError::TooEarly { .. } => Self::TooEarly(text),
+            EngineError::TooEarly { .. } | EngineError::Quiet { .. } => Self::TooEarly(text),
             EngineError::Busy(_) => Self::Busy(text),
             EngineError::NoSuchCertificate(..) => Self::NoSuchCertificate(text),
             EngineError::Rehearsal(_) => Self::RehearsalFailed(text),

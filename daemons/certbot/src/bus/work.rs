@@ -58,7 +58,9 @@ pub async fn renew(
                 Ok(Outcome::Fresh(_)) => {}
                 Ok(Outcome::Renewed { public_key, .. }) => changed(&told, wanted.domain.as_str(), public_key),
                 // It was told when it failed.
-                Err(error @ EngineError::TooEarly { .. }) if domain.is_empty() => {
+                Err(error @ (EngineError::TooEarly { .. } | EngineError::Quiet { .. }))
+                    if domain.is_empty() =>
+                {
                     tracing::info!("{}: {error}", wanted.domain)
                 }
                 Err(error) => {

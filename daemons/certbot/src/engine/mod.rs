@@ -4,6 +4,7 @@
 pub mod challenge;
 pub mod guard;
 pub mod order;
+mod quiet;
 pub mod rehearsal;
 pub mod seen;
 pub mod shelf;
@@ -61,6 +62,14 @@ pub enum EngineError {
     TooEarly {
         /// How often it failed in a row.
         count: u32,
+        /// Unix seconds.
+        until: i64,
+    },
+    /// The authority asked for a pause.
+    #[error("{directory} asked to be left alone until {}; nothing is asked of it before", time(*.until))]
+    Quiet {
+        /// Its directory.
+        directory: String,
         /// Unix seconds.
         until: i64,
     },
@@ -275,6 +284,8 @@ impl Engine {
         forced: bool,
         observer: &dyn Observer,
     ) -> Result<Outcome, EngineError> {
+        let (acme, directory) = (&*self.parts().acme, &self.settings().authority.url);
+        self.may_ask(acme, directory)?;
         let workdir = self.workdir(&wanted.domain)?;
         let mut renewal = Renewal::load(&workdir)?;
         let now = http::now();
@@ -291,6 +302,7 @@ impl Engine {
             }
         }
         renewal.store(&workdir)?;
+        self.note_quiet(acme, directory)?;
         result
     }
 

@@ -4,7 +4,7 @@
 
 use super::{Engine, EngineError, Observer, Outcome};
 use crate::account::Credentials;
-use crate::acme::{AcmeError, Session, Stage};
+use crate::acme::{AcmeError, Refusal, Session, Stage};
 use crate::certificate::{self, Leaf, Pair};
 use crate::files::{self, FileError};
 use crate::renewal::Reason;
@@ -138,7 +138,9 @@ impl Engine {
             work.observer.step("order: found again");
             match self.fulfil(session, work, &order).await {
                 // An order of an earlier run may have expired meanwhile: once more, with a new one.
-                Err(EngineError::Acme(AcmeError::Failed(why) | AcmeError::Refused { words: why, .. })) => {
+                Err(EngineError::Acme(
+                    AcmeError::Failed(why) | AcmeError::Refused { words: why, kind: Refusal::Lasting, .. },
+                )) => {
                     tracing::info!("the order of an earlier run cannot be used any more: {why}");
                     forget(work.workdir)?;
                 }

@@ -42,11 +42,13 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Rehearsal`] with everything that was found.
     pub async fn rehearse(&self, turn: &Turn<'_>, observer: &dyn Observer) -> Result<(), EngineError> {
+        self.may_ask_both()?;
         let mut problems = Vec::new();
         for wanted in &self.settings().certificates {
             if let Err(error) = self.rehearse_one(turn, wanted, observer).await {
                 problems.push(format!("{}: {error}", wanted.domain));
             }
+            self.note_both()?;
         }
         let rehearsed = Rehearsed { when: http::now(), problems };
         state::store(&self.parts().workdir.join(FILE), VERSION, &rehearsed).map_err(FileError::from)?;
@@ -56,12 +58,31 @@ impl Engine {
         }
     }
 
+    fn may_ask_both(&self) -> Result<(), EngineError> {
+        let parts = self.parts();
+        self.may_ask(&*parts.acme, &parts.settings.authority.url)?;
+        match (&parts.rehearsal, &parts.settings.rehearsal) {
+            (Some(acme), Some(at)) => self.may_ask(&**acme, &at.url),
+            _ => Ok(()),
+        }
+    }
+
+    fn note_both(&self) -> Result<(), EngineError> {
+        let parts = self.parts();
+        self.note_quiet(&*parts.acme, &parts.settings.authority.url)?;
+        match (&parts.rehearsal, &parts.settings.rehearsal) {
+            (Some(acme), Some(at)) => self.note_quiet(&**acme, &at.url),
+            _ => Ok(()),
+        }
+    }
+
     async fn rehearse_one(
         &self,
         turn: &Turn<'_>,
         wanted: &Certificate,
         observer: &dyn Observer,
     ) -> Result<(), EngineError> {
+        self.may_ask_both()?;
         self.check_account().await?;
         observer.step("rehearsal: account");
         self.check_caa(turn, wanted, observer).await?;

@@ -8,5 +8,7 @@ mod cloudflare;
 mod faults;
 mod issue;
 mod kills;
+mod proxy;
 mod servers;
+mod troubles;
 mod world;
