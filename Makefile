@@ -16,7 +16,7 @@ export CACHE OUT CARGO_TARGET_DIR V ONLY KEEP DEBIAN_MIRROR
 
 DEPS = tests/vm/lib/deps.sh
 
-.PHONY: help all build install deb image demo check unit scores sdk attacks bench-boot bench-kms bench-proxy lint machine clean distclean
+.PHONY: help all build install deb image demo check unit scores sdk attacks bench-boot bench-kms bench-proxy bench-idle lint machine clean distclean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -101,6 +101,11 @@ bench-kms: ## keys a second, p99 and memory of the key service
 bench-proxy: ## the ingress beside HAProxy, nginx and sniproxy, and what it must reach
 	@$(DEPS) build unit
 	@tests/bench/proxy/run
+
+bench-idle: ## 50,000 idle connections through the ingress, in the QEMU machine
+	@$(DEPS) build deb vm
+	@tests/vm/build-debs
+	@IDLE=50000 QEMU_MEMORY=4G tests/vm/run TEST-13-KERNEL
 
 bench-boot: ## boot time, ours against a plain Debian with Docker, in one run
 	@tests/bench/boot/run

@@ -1,4 +1,5 @@
-# The disk of the QEMU host machine, made once and cached by its inputs: root.img, and the kernel and initrd that boot it.
+# The disk of the QEMU host machine. What Debian gives is made once and cached by its inputs: root, vmlinuz and initrd; the
+# packages of dstack come with each start.
 # shellcheck shell=bash
 
 disk_id() {
@@ -17,7 +18,6 @@ machine_build() {
     disk_path
 }
 
-# machine_make DIRECTORY: root.img, vmlinuz and initrd.
 machine_make() {
     local new=$1 root=$1/root
     set -eu
@@ -29,8 +29,27 @@ machine_make() {
     disk_settings "$root"
     mv "$root"/boot/vmlinuz-* "$new/vmlinuz"
     mv "$root"/boot/initrd.img-* "$new/initrd"
-    mke2fs -q -t ext4 -O ^has_journal -d "$root" "$new/root.img" 4G
-    rm -rf "$root"
+}
+
+# disk_install DIRECTORY PACKAGE…: DIRECTORY/root.img of the cached tree, with packages of DIRECTORY/apt. They are installed
+# by this machine's processor: under emulation it takes minutes.
+disk_install() {
+    local dir=$1
+    shift
+    mkdir -p "$dir"/{root,upper,work}
+    # shellcheck disable=SC2016 # of the inner shells
+    unshare --mount sh -euc 'cd "$2"
+        mount -t overlay bench -o "lowerdir=$1/root,upperdir=$2/upper,workdir=$2/work" root
+        shift 2
+        if [ $# -gt 0 ]; then
+            mount --bind apt root/srv/dstack/apt; mount --rbind /dev root/dev; mount -t proc proc root/proc
+            chroot root env DEBIAN_FRONTEND=noninteractive sh -euc "apt-get update -q
+                apt-get install -q -y --no-install-recommends \"\$@\"" sh "$@"
+            umount -l root/dev root/proc root/srv/dstack/apt
+        fi
+        mke2fs -q -t ext4 -O ^has_journal -d root root.img 4G' sh "$(disk_path)" "$dir" "$@" >"$LOGS/machine-qemu-disk.log" 2>&1 ||
+        die "the disk of the QEMU host machine cannot be made: $(tail -n 5 "$LOGS/machine-qemu-disk.log")"
+    rm -rf "$dir"/{root,upper,work}
 }
 
 disk_settings() {
@@ -38,7 +57,7 @@ disk_settings() {
     (cd "$VM_DIR/tree" && cp -r --parents --no-preserve=ownership etc/apt etc/systemd/journald.conf.d "$root/")
     echo 'LABEL=bench /srv/dstack/apt ext4 ro 0 0' >"$root/etc/fstab"
     mkdir -p "$root/srv/dstack/apt"
-    printf '[Match]\nName=eth0\n[Network]\nAddress=10.0.2.15/24\nAddress=192.0.2.1/24\nGateway=10.0.2.2\nLinkLocalAddressing=no\n' \
+    printf '[Match]\nName=eth0\n[Network]\nAddress=10.0.2.15/24\nGateway=10.0.2.2\nLinkLocalAddressing=no\n' \
         >"$root/etc/systemd/network/bench.network"
     # What a boot under emulation need not wait for.
     touch "$root/etc/.updated" "$root/var/.updated"

@@ -25,6 +25,7 @@ machine_clean() {
     rm -rf "$RUN"
 }
 
+# machine_start PACKAGE…: boot afresh, with these packages of the repository installed.
 machine_start() {
     need_root "the host machine"
     machine_clean
@@ -32,7 +33,8 @@ machine_start() {
     mkdir -p "$RUN" "$LOGS"
     chmod 700 "$RUN"
     repo_make "$RUN/apt"
-    mke2fs -q -t ext4 -O ^has_journal -L bench -d "$RUN/apt" "$RUN/apt.img" 600M
+    disk_install "$RUN" "$@"
+    mke2fs -q -t ext4 -O ^has_journal -L bench -d "$RUN/apt" "$RUN/apt.img" 600M >/dev/null
     ssh-keygen -q -t ed25519 -N '' -C bench -f "$RUN/key"
     say "booting the QEMU host machine …"
     machine_spawn
@@ -42,8 +44,7 @@ machine_start() {
     }
 }
 
-# machine_spawn: in a mount namespace where the nspawn machine's tree has /dev, $RUN as /mnt and the disk in /srv. What the
-# machine writes goes to an unlinked file in $RUN.
+# machine_spawn: in a mount namespace where the nspawn machine's tree has /dev, $RUN as /mnt and the kernel in /srv.
 machine_spawn() {
     local key
     key=$(base64 -w 0 "$RUN/key.pub")
@@ -54,10 +55,10 @@ machine_spawn() {
         exec setsid unshare --mount --net sh -euc 'ip link set lo up
             mount --rbind /dev "$1/dev"; mount --bind "$2" "$1/mnt"; mount --bind "$3" "$1/srv"
             tree=$1; shift 3
-            exec chroot "$tree" env TMPDIR=/mnt qemu-system-x86_64 "$@"' sh "$(tree_path)" "$RUN" "$(disk_path)" \
+            exec chroot "$tree" qemu-system-x86_64 "$@"' sh "$(tree_path)" "$RUN" "$(disk_path)" \
             -name dstack-bench-qemu -machine q35 -accel "$QEMU_ACCEL" -cpu max -smp 2 -m "$QEMU_MEMORY" \
             -nodefaults -no-user-config -display none -serial file:/mnt/console.log \
-            -drive file=/srv/root.img,if=virtio,format=raw,snapshot=on,cache=unsafe \
+            -drive file=/mnt/root.img,if=virtio,format=raw,cache=unsafe \
             -drive file=/mnt/apt.img,if=virtio,format=raw,readonly=on \
             -netdev user,id=n,restrict=on,hostfwd=tcp:127.0.0.1:22-10.0.2.15:22 -device virtio-net-pci,netdev=n,romfile= \
             -device virtio-rng-pci -kernel /srv/vmlinuz -initrd /srv/initrd \

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Many idle connections through the ingress, for tests: the clients that hold them, and the app that answers each once.
+//!
+//! - `idle_connections serve ADDRESS:PORT…` answers the first bytes of each connection with one byte, and keeps it
+//! - `idle_connections open INGRESS COUNT NAME…` sends the ClientHello of a name, takes turns among the names, and waits for
+//!   that byte; READY when all are there, with what it took as status
+//!
+//! A client has few ports for one address: each 20,000 connections come from another address of loopback, and an ingress
+//! wants another port of the app (another name).
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use dstack_ra_rpc::tls::unauthenticated_config;
+use dstack_service::lifecycle;
+use rustls::ClientConnection;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::task::JoinSet;
+
+/// Connections that are being opened at a time.
+const UNDER_WAY: usize = 64;
+/// Connections from one address.
+const PER_ADDRESS: usize = 20_000;
+
+async fn serve(addresses: &[String]) {
+    let mut accepting = JoinSet::new();
+    for address in addresses {
+        let listener = TcpListener::bind(address).await.unwrap();
+        accepting.spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(answer(stream));
+            }
+        });
+    }
+    lifecycle::ready("Serving");
+    accepting.join_next().await;
+}
+
+async fn answer(mut stream: TcpStream) -> io::Result<()> {
+    if stream.read(&mut [0; 2048]).await? > 0 {
+        stream.write_all(b"!").await?;
+    }
+    // Until the client is gone.
+    while stream.read(&mut [0; 64]).await? > 0 {}
+    Ok(())
+}
+
+fn hello(name: &str) -> Arc<[u8]> {
+    let config = Arc::new(unauthenticated_config().unwrap());
+    let mut client = ClientConnection::new(config, name.to_owned().try_into().unwrap()).unwrap();
+    let mut bytes = Vec::new();
+    client.write_tls(&mut bytes).unwrap();
+    bytes.into()
+}
+
+async fn open(ingress: SocketAddr, from: Ipv4Addr, hello: Arc<[u8]>) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((from, 0).into())?;
+    let mut stream = socket.connect(ingress).await?;
+    stream.write_all(&hello).await?;
+    stream.read_exact(&mut [0]).await?;
+    Ok(stream)
+}
+
+async fn open_all(ingress: SocketAddr, count: usize, names: &[String]) {
+    let hellos: Vec<_> = names.iter().map(|name| hello(name)).collect();
+    let (began, mut held) = (Instant::now(), Vec::with_capacity(count));
+    let mut opening = JoinSet::<io::Result<TcpStream>>::new();
+    for n in 0..count {
+        if opening.len() >= UNDER_WAY {
+            held.push(opening.join_next().await.unwrap().unwrap().expect("every connection is taken"));
+        }
+        let last = u8::try_from(n / PER_ADDRESS).expect("at most 255 addresses");
+        let from = Ipv4Addr::new(127, 0, 1, last);
+        opening.spawn(open(ingress, from, Arc::clone(&hellos[n % hellos.len()])));
+    }
+    while let Some(opened) = opening.join_next().await {
+        held.push(opened.unwrap().expect("every connection is taken"));
+    }
+    lifecycle::ready(&format!(
+        "{} connections, opened in {:.1} s",
+        held.len(),
+        began.elapsed().as_secs_f64()
+    ));
+    // One that ends is an error: idle is no reason to.
+    let mut ends = JoinSet::new();
+    for mut stream in held {
+        ends.spawn(async move { stream.read(&mut [0]).await });
+    }
+    let first = ends.join_next().await;
+    panic!("a connection ended: {first:?}");
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.as_slice() {
+        [word, addresses @ ..] if word == "serve" && !addresses.is_empty() => serve(addresses).await,
+        [word, ingress, count, names @ ..] if word == "open" && !names.is_empty() => {
+            let (ingress, count) = (ingress.parse().expect("ADDRESS:PORT"), count.parse().expect("a number"));
+            open_all(ingress, count, names).await;
+        }
+        _ => panic!("usage: serve ADDRESS:PORT… | open INGRESS COUNT NAME…"),
+    }
+}
