@@ -2,6 +2,7 @@
 //! One connection: a client, perhaps an instance, and what is between them.
 
 use crate::io::Pipe;
+use crate::kernel::Kernel;
 use crate::session::Session;
 use crate::slab::Side;
 use crate::table::{AppLease, Entry, InstanceLease};
@@ -142,6 +143,10 @@ pub struct Conn {
     pub down: Lane,
     /// TLS, when it ends here.
     pub session: Option<Box<Session>>,
+    /// TLS, once the kernel has taken it over.
+    pub kernel: Option<Box<Kernel>>,
+    /// When it is looked again whether the kernel has passed on the last bytes to the client; 0 when nothing waits.
+    pub drains: Tick,
     /// Counts for the app.
     pub app: Option<AppLease>,
     /// Counts for the instance.
@@ -179,6 +184,8 @@ pub struct Parts<'a> {
     pub lane: &'a mut Lane,
     /// TLS, when it ends here.
     pub session: Option<&'a mut Session>,
+    /// TLS of the kernel, when it makes records of what is sent here.
+    pub kernel: Option<&'a mut Kernel>,
 }
 
 impl Conn {
@@ -200,6 +207,8 @@ impl Conn {
             up: Lane::default(),
             down: Lane::default(),
             session: None,
+            kernel: None,
+            drains: 0,
             app: None,
             instance: None,
             attempts: Vec::new(),
@@ -237,6 +246,7 @@ impl Conn {
                 sink_ready: &mut self.server_ready,
                 lane: &mut self.up,
                 session,
+                kernel: None,
             },
             Way::Down => Parts {
                 source: server,
@@ -245,6 +255,7 @@ impl Conn {
                 sink_ready: &mut self.client_ready,
                 lane: &mut self.down,
                 session,
+                kernel: self.kernel.as_deref_mut(),
             },
         })
     }
@@ -273,7 +284,8 @@ impl Conn {
                 let idle = timeouts.idle.map(|limit| after(self.active, limit));
                 let total = timeouts.total.map(|limit| after(self.started, limit));
                 let write = timeouts.write.and_then(|limit| self.blocked().map(|since| after(since, limit)));
-                [idle, total, write].into_iter().flatten().min().unwrap_or(Tick::MAX)
+                let drains = (self.drains > 0).then_some(self.drains);
+                [idle, total, write, drains].into_iter().flatten().min().unwrap_or(Tick::MAX)
             }
         }
     }

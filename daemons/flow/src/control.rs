@@ -251,7 +251,7 @@ impl Control {
         let before = self.table.clone().unwrap_or_default();
         match message {
             ToFlow::Config(config) => self.config = Some(config),
-            ToFlow::Certificates(all) => match Tls::new(&all, &self.tickets) {
+            ToFlow::Certificates(all) => match Tls::new(&all, &self.tickets, self.shared.ktls.any()) {
                 Ok((tls, errors)) => {
                     errors.iter().for_each(|error| log(3, &format!("A certificate is not used: {error}")));
                     self.tls = Some(Arc::new(tls));

@@ -5,7 +5,7 @@
 //!
 //! - [`run`]: sockets, signals, generations; [`control`] the link to the control plane, [`shared`] what it publishes
 //! - [`worker`]: one event loop per core, with all that happens to a connection
-//! - [`session`], [`tls`]: TLS without I/O, and its certificates
+//! - [`session`], [`tls`]: TLS without I/O, and its certificates; [`kernel`]: TLS that the kernel has taken over
 //! - [`table`], [`names`], [`wheel`], [`slab`]: pure parts
 //!
 //! **Shape.** A worker never blocks and shares nothing that it must wait for: the routing table is immutable and
@@ -17,6 +17,7 @@
 pub mod conn;
 pub mod control;
 pub mod io;
+pub mod kernel;
 pub mod names;
 pub mod options;
 pub mod run;

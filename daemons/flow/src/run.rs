@@ -8,6 +8,7 @@ use crate::shared::Shared;
 use crate::tls::TlsError;
 use crate::worker::{Listener, Worker};
 use dstack_sys::fds;
+use dstack_sys::ktls::{self, Support};
 use dstack_sys::signal::{self, Signals};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
@@ -61,7 +62,7 @@ pub fn run(options: Options) -> Result<(), RunError> {
     let count = options.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, Into::into));
     let count = count.clamp(1, WORKERS_MAX);
     let most = connections_max(count);
-    let shared = Arc::new(Shared::new(count).map_err(failed("waker"))?);
+    let shared = Arc::new(Shared::new(count, ktls_support()).map_err(failed("waker"))?);
     let messages = options.stand_alone()?;
     let path = messages.is_none().then_some(options.control);
     let mut control = Control::new(path, options.generation, Arc::clone(&shared))?;
@@ -160,6 +161,23 @@ impl Life {
         self.control.drained();
         Ok(())
     }
+}
+
+/// What the kernel can do of TLS; the journal says it.
+fn ktls_support() -> Support {
+    let (support, text) = match ktls::probe() {
+        Ok(support) if support.rekey => (support, "kTLS: yes".to_owned()),
+        Ok(support) if support.any() => {
+            (support, "kTLS: TLS 1.2 alone, since this kernel (before 6.14) cannot change keys".to_owned())
+        }
+        Ok(support) => (support, "kTLS: no, the kernel knows none of the ciphers".to_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            (Support::default(), "kTLS: no, the kernel has no module tls, or it is not loaded".to_owned())
+        }
+        Err(error) => (Support::default(), format!("kTLS: no, it cannot be tried: {error}")),
+    };
+    log(6, &text);
+    support
 }
 
 /// Tells systemd, when it is there.

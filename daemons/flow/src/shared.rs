@@ -9,6 +9,7 @@ use crate::tls::Tls;
 use crate::wheel::{Tick, tick};
 use arc_swap::ArcSwap;
 use dstack_core::flow::{Config, Counters, Target};
+use dstack_sys::ktls::Support;
 use rustix::event::EventfdFlags;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -84,6 +85,8 @@ pub struct Shared {
     pub control: AtomicBool,
     /// Wakes the thread of the control link.
     pub waker: Waker,
+    /// What the kernel can do of TLS.
+    pub ktls: Support,
     names: Mutex<Names>,
     questions: Mutex<Vec<String>>,
     start: Instant,
@@ -95,11 +98,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    /// For so many workers.
+    /// For so many workers, on a kernel that can do so much of TLS.
     ///
     /// # Errors
     /// When there are no descriptors.
-    pub fn new(workers: usize) -> io::Result<Self> {
+    pub fn new(workers: usize, ktls: Support) -> io::Result<Self> {
         let seat = |_| {
             let (open, counters, handed) = Default::default();
             Ok(Seat { waker: Waker::new()?, open, counters, handed })
@@ -110,6 +113,7 @@ impl Shared {
             draining: AtomicBool::new(false),
             control: AtomicBool::new(false),
             waker: Waker::new()?,
+            ktls,
             names: Mutex::default(),
             questions: Mutex::default(),
             start: Instant::now(),

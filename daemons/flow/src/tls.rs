@@ -98,15 +98,20 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// Takes those certificates that can be used; the errors are of the others.
+    /// Takes those certificates that can be used; the errors are of the others. With `give_keys`, sessions can be handed
+    /// over to the kernel.
     ///
     /// # Errors
     /// When TLS cannot be set up at all.
-    pub fn new(all: &[Certificate], tickets: &Tickets) -> Result<(Self, Vec<TlsError>), TlsError> {
+    pub fn new(
+        all: &[Certificate],
+        tickets: &Tickets,
+        give_keys: bool,
+    ) -> Result<(Self, Vec<TlsError>), TlsError> {
         let mut certificates = Certificates::default();
         let errors = all.iter().filter_map(|certificate| certificates.add(certificate).err()).collect();
         let certificates = Arc::new(certificates);
-        let config = |protocols| config(&certificates, tickets, protocols);
+        let config = |protocols| config(&certificates, tickets, protocols, give_keys);
         let (plain, http1, http2) = (config(&[])?, config(&[b"http/1.1"])?, config(&[b"h2"])?);
         Ok((Self { certificates, plain, http1, http2 }, errors))
     }
@@ -134,6 +139,7 @@ fn config(
     certificates: &Arc<Certificates>,
     tickets: &Tickets,
     protocols: &[&[u8]],
+    give_keys: bool,
 ) -> Result<Arc<ServerConfig>, TlsError> {
     let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
@@ -144,5 +150,6 @@ fn config(
     // Tickets hold all state; one is what clients use.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 1;
+    config.enable_secret_extraction = give_keys;
     Ok(Arc::new(config))
 }

@@ -243,6 +243,7 @@ pub fn config(proxy: &crate::settings::Proxy) -> Config {
         connect_top_n: proxy.connect_top_n,
         tappd_port: proxy.tappd_port,
         connections_per_app: proxy.connections_per_app,
+        ktls: proxy.ktls,
         ..Config::default()
     }
 }

@@ -6,6 +6,7 @@
 
 mod accept;
 mod dial;
+mod ktls;
 mod pump;
 mod refuse;
 mod route;
@@ -303,6 +304,7 @@ impl Worker {
     fn publish(&mut self) {
         let open = self.conns.len() as u64;
         self.counters.open = open;
+        self.counters.ktls_offered = u64::from(self.index == 0 && self.shared.ktls.any());
         if let Some(seat) = self.seat() {
             seat.open.store(u32::try_from(open).unwrap_or(u32::MAX), Relaxed);
             seat.count(&self.counters);

@@ -3,7 +3,8 @@
 //!
 //! Small amounts are copied through the worker's buffer (two calls); once a buffer comes full, the sender is emptied
 //! through a pipe, which the kernel passes on without copying. A pipe and a buffer belong to a connection only while its
-//! receiver is too slow for what has been read, and nothing more is read until that is gone.
+//! receiver is too slow for what has been read, and nothing more is read until that is gone. TLS that the kernel has
+//! taken over is like plain bytes on the way down, and record by record on the way up.
 
 use super::{BUFFER, Next, Worker};
 use crate::conn::{Conn, Parts, Phase, Way};
@@ -41,7 +42,9 @@ impl Worker {
             }
         }
         // TLS may have put something into the other direction.
-        if conn.down.is_pending() && conn.client_ready.writable && self.pump_way(conn, Way::Down).is_err() {
+        let owes = conn.kernel.as_ref().is_some_and(|kernel| kernel.owes);
+        let answer = (conn.down.is_pending() || owes) && conn.client_ready.writable;
+        if answer && self.pump_way(conn, Way::Down).is_err() {
             return self.broken(conn);
         }
         if conn.up.done && conn.down.done {
@@ -62,6 +65,10 @@ impl Worker {
     fn pump_way(&mut self, conn: &mut Conn, way: Way) -> Result<Rest, Broken> {
         let mut moved = 0;
         let rest = loop {
+            if self.is_handed_over(conn) {
+                self.hand_over(conn)?;
+            }
+            let records = conn.kernel.is_some() && way == Way::Up;
             let Some(mut parts) = conn.parts(way) else { break Rest::Yes };
             if !self.flush(&mut parts)? {
                 break Rest::Yes;
@@ -81,6 +88,7 @@ impl Worker {
             moved += match (parts.session.is_some(), way) {
                 (true, Way::Up) => self.unseal(conn)?,
                 (true, Way::Down) => self.seal(&mut parts)?,
+                _ if records => self.records(conn)?,
                 (false, _) if parts.lane.splicing => self.splice(&mut parts)?,
                 (false, _) => self.copy(&mut parts)?,
             };
@@ -97,6 +105,9 @@ impl Worker {
 
     /// Sends what waits; whether all is gone.
     pub(super) fn flush(&mut self, parts: &mut Parts<'_>) -> Result<bool, Broken> {
+        if !self.renew(parts)? {
+            return Ok(false);
+        }
         while parts.lane.is_pending() {
             let lane = &mut *parts.lane;
             if !parts.sink_ready.writable {
@@ -108,8 +119,15 @@ impl Worker {
                 (_, rest) => send(parts.sink, rest.unwrap_or_default()),
             };
             match sent {
-                Io::Moved(count) if lane.in_pipe > 0 => lane.in_pipe = lane.in_pipe.saturating_sub(count),
-                Io::Moved(count) => lane.at += count,
+                Io::Moved(count) => {
+                    match lane.in_pipe {
+                        0 => lane.at += count,
+                        _ => lane.in_pipe = lane.in_pipe.saturating_sub(count),
+                    }
+                    if let Some(kernel) = &mut parts.kernel {
+                        kernel.sent(count);
+                    }
+                }
                 Io::Blocked => {
                     parts.sink_ready.writable = false;
                     if lane.blocked == 0 {
@@ -141,6 +159,9 @@ impl Worker {
             // When the session is beyond saying it, the end of the stream has to do.
             let _ = session.close(&mut conn.down.held);
             return Ok(conn.down.is_pending());
+        }
+        if way == Way::Down && !self.say_end(conn)? {
+            return Ok(false);
         }
         let other_done = match way {
             Way::Up => conn.down.done,
@@ -198,10 +219,15 @@ impl Worker {
         let over = |start: Tick, limit: Option<u64>| {
             limit.is_some_and(|limit| start.saturating_add(crate::wheel::ticks(limit)) <= self.now)
         };
+        let blocked = conn.blocked().is_some_and(|since| over(since, timeouts.write));
+        let drains = conn.drains > 0 && conn.drains <= self.now && !blocked;
+        conn.drains = 0;
         if over(conn.started, timeouts.total) {
             self.counters.total_timeout += 1;
         } else if over(conn.active, timeouts.idle) {
             self.counters.idle_timeout += 1;
+        } else if drains {
+            return self.pump(token, conn);
         } else {
             // The kernel tells of room late, when a third of its buffer is free: a slow receiver is not a dead one.
             if self.nudge(conn).is_ok_and(|moved| moved) {
@@ -269,6 +295,9 @@ pub fn pass(parts: &mut Parts<'_>, bytes: &[u8], now: Tick) -> Result<(), Broken
         Io::Blocked => 0,
         Io::End | Io::Failed => return Err(Broken),
     };
+    if let Some(kernel) = &mut parts.kernel {
+        kernel.sent(sent);
+    }
     if sent < bytes.len() {
         parts.lane.held = bytes.get(sent..).unwrap_or_default().to_vec();
         parts.lane.at = 0;

@@ -148,8 +148,9 @@ impl Worker {
     /// Takes records of the client and passes what they carry to the app; returns the bytes that were read.
     pub(super) fn unseal(&mut self, conn: &mut Conn) -> Result<usize, Broken> {
         let mut out = Vec::new();
+        let room = self.up_to_record(conn);
         let Some(mut parts) = conn.parts(crate::conn::Way::Up) else { return Err(Broken) };
-        let count = self.unseal_parts(&mut parts, &mut out);
+        let count = self.unseal_parts(&mut parts, room, &mut out);
         if count.is_err() {
             // The reason, if there is one and the client's socket has room; a reset says the rest.
             let _ = send(&conn.client, &out);
@@ -159,12 +160,17 @@ impl Worker {
         Ok(count)
     }
 
-    fn unseal_parts(&mut self, parts: &mut Parts<'_>, out: &mut Vec<u8>) -> Result<usize, Broken> {
+    fn unseal_parts(
+        &mut self,
+        parts: &mut Parts<'_>,
+        room: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<usize, Broken> {
         let partial = parts.session.as_mut().map(|session| std::mem::take(&mut session.partial));
         let partial = partial.unwrap_or_default();
         let (head, tail) = self.received.split_at_mut_checked(partial.len()).ok_or(Broken)?;
         head.copy_from_slice(&partial);
-        let count = read(parts, tail.get_mut(..BUFFER).unwrap_or_default())?;
+        let count = read(parts, tail.get_mut(..room).unwrap_or_default())?;
         let bytes = self.received.get_mut(..partial.len() + count).unwrap_or_default();
         let Some(session) = parts.session.as_mut() else { return Err(Broken) };
         self.plain.clear();

@@ -5,7 +5,9 @@ use crate::world::connect;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+use rustls::{
+    ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned, SupportedCipherSuite,
+};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 
@@ -60,7 +62,11 @@ impl ServerCertVerifier for Anything {
 }
 
 pub fn client(tls12: bool, alpn: &[&str]) -> Arc<ClientConfig> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
+    with_suites(tls12, alpn, aws_lc_rs::default_provider().cipher_suites)
+}
+
+pub fn with_suites(tls12: bool, alpn: &[&str], suites: Vec<SupportedCipherSuite>) -> Arc<ClientConfig> {
+    let provider = Arc::new(CryptoProvider { cipher_suites: suites, ..aws_lc_rs::default_provider() });
     let version = if tls12 { &rustls::version::TLS12 } else { &rustls::version::TLS13 };
     let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[version])

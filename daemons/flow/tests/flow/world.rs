@@ -124,7 +124,9 @@ impl World {
         let listener = UnixListener::bind(&socket).unwrap();
         let shared = (Arc::clone(&script), Arc::clone(&link));
         std::thread::spawn(move || serve(listener, shared.0, shared.1, sender));
-        let program = env!("CARGO_BIN_EXE_dstack-tproxy-flow");
+        // Where the tests run that were built elsewhere.
+        let built = env!("CARGO_BIN_EXE_dstack-tproxy-flow");
+        let program = std::env::var("DSTACK_TPROXY_FLOW").unwrap_or_else(|_| built.into());
         let limit = descriptors.map_or(String::new(), |limit| format!("ulimit -n {limit}; "));
         let second = if dual { "--listen [::1]:0 " } else { "" };
         let listen = format!(

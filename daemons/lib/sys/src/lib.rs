@@ -8,6 +8,7 @@
 //! - [`borrow`]: descriptors of values that offer only a number
 //! - [`child`]: child processes that cannot outlive their parent
 //! - [`signal`]: signals as a descriptor for a poll loop
+//! - [`ktls`]: TLS records by the kernel
 //! - [`tap`]: attaching to a persistent tap device
 //!
 //! No function here blocks on a descriptor that is non-blocking: it reports [`std::io::ErrorKind::WouldBlock`], so the
@@ -17,6 +18,7 @@
 pub mod borrow;
 pub mod child;
 pub mod fds;
+pub mod ktls;
 pub mod peer;
 pub mod seqpacket;
 pub mod signal;

@@ -29,6 +29,14 @@ pub(crate) fn option<T: Plain>(fd: BorrowedFd<'_>, level: i32, name: i32) -> io:
     Ok(unsafe { value.assume_init() })
 }
 
+/// Sets a socket option to the bytes of its value.
+pub(crate) fn set_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+    let len = libc::socklen_t::try_from(value.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: `value` is readable for `len` bytes and outlives the call.
+    let rc = unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, value.as_ptr().cast(), len) };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// `size_of::<T>()` as the kernel takes it; the types used here have a few dozen bytes.
 #[allow(clippy::cast_possible_truncation)]
 pub(crate) const fn socklen<T>() -> libc::socklen_t {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `tproxy.toml` as written, with its defaults.
 
+use dstack_core::flow::Ktls;
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -38,6 +39,7 @@ pub(super) struct ProxyInput {
     pub(super) tappd_port: u16,
     pub(super) connect_top_n: u32,
     pub(super) connections_per_app: u32,
+    pub(super) ktls: Ktls,
     pub(super) app_address_ns_prefix: String,
     pub(super) resolver: String,
     pub(super) timeouts: TimeoutsInput,
@@ -114,6 +116,7 @@ impl Default for ProxyInput {
             tappd_port: 8090,
             connect_top_n: 3,
             connections_per_app: 10_000,
+            ktls: Ktls::Auto,
             app_address_ns_prefix: "_dstack-app-address".into(),
             resolver: String::new(),
             timeouts: TimeoutsInput::default(),

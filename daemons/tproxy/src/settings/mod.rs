@@ -6,6 +6,7 @@ mod input;
 pub use input::Input;
 
 use crate::pool::{Pool, Range};
+use dstack_core::flow::Ktls;
 use dstack_core::wireguard::{InterfaceName, Net};
 use dstack_ra_rpc::pccs::Pccs;
 use dstack_service::config::ConfigError;
@@ -72,6 +73,8 @@ pub struct Proxy {
     pub connect_top_n: u32,
     /// Most connections to one app.
     pub connections_per_app: u32,
+    /// When the kernel takes TLS over.
+    pub ktls: Ktls,
     /// Prefix of the TXT records of custom domains.
     pub txt_prefix: String,
     /// DNS server to ask; `None`: the system's.
@@ -269,6 +272,7 @@ fn proxy(input: ProxyInput, blank: bool) -> Result<Proxy, ConfigError> {
         tappd_port: input.tappd_port,
         connect_top_n: input.connect_top_n,
         connections_per_app: input.connections_per_app,
+        ktls: input.ktls,
         txt_prefix: prefix,
         resolver: resolver(&input.resolver)?,
         timeouts: timeouts(&input.timeouts)?,

@@ -49,6 +49,10 @@ fn two_keys_are_enough() {
     assert_eq!(settings.tunnel.pool().unwrap().lease().unwrap().to_string(), "10.0.0.2");
     assert_eq!(settings.proxy.timeouts.total, Some(Duration::from_secs(5 * 3600)));
     assert_eq!(settings.recycle.unwrap().timeout, Duration::from_secs(36_000));
+    assert_eq!(crate::session::config(&settings.proxy).ktls, Ktls::Auto);
+    let off = MINIMAL.replace("[wg]", "ktls='off'\n[wg]");
+    let off = self::settings(&off).unwrap().unwrap();
+    assert_eq!(crate::session::config(&off.proxy).ktls, Ktls::Off);
 }
 
 #[test]
@@ -69,6 +73,7 @@ fn wrong_keys_are_named() {
         ("[wg]\nmtu=100", "mtu"),
         ("[wg]\nprivate_key='x'", "private_key"),
         ("[proxy]\nconnect_top_n=0", "connect_top_n"),
+        ("[proxy]\nktls='never'", "ktls"),
         ("[proxy]\nresolver='dns'", "proxy.resolver"),
         ("[proxy]\napp_address_ns_prefix='a b'", "proxy.app_address_ns_prefix"),
         ("[proxy.timeouts]\nconnect='never'", "proxy.timeouts.connect"),

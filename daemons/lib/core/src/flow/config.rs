@@ -26,6 +26,21 @@ pub struct Config {
     pub half_open: u32,
     /// Whether instances may ask for PROXY protocol headers ([`Instance::proxy_protocol`]).
     pub proxy_protocol: bool,
+    /// When the kernel takes TLS over.
+    pub ktls: Ktls,
+}
+
+/// When the kernel takes over the TLS of a connection that ends here, once much has gone over it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ktls {
+    /// When it can, and can do all that clients may ask for.
+    #[default]
+    Auto,
+    /// Also TLS 1.3 by a kernel that cannot change keys: a client that changes them loses its connection.
+    Always,
+    /// Never.
+    Off,
 }
 
 impl Default for Config {
@@ -38,6 +53,7 @@ impl Default for Config {
             connections_per_app: 10_000,
             half_open: 32_768,
             proxy_protocol: true,
+            ktls: Ktls::Auto,
         }
     }
 }

@@ -15,7 +15,7 @@ mod config;
 mod counters;
 mod frame;
 
-pub use config::{Certificate, Config, Instance, Secret, Timeouts};
+pub use config::{Certificate, Config, Instance, Ktls, Secret, Timeouts};
 pub use counters::{Counters, InstanceStats, Kind};
 pub use frame::{Decoder, FrameError, Message, Parsed, format, parse};
 

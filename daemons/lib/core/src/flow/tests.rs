@@ -98,10 +98,13 @@ fn a_newer_peer_is_understood_as_far_as_possible() {
     let hello = r#"{"hello":{"version":2,"generation":9,"pid":1,"mood":"fine"}}"#;
     let expected = FromFlow::Hello { version: 2, generation: 9, pid: 1 };
     assert_eq!(parse::<FromFlow>(hello.as_bytes()).unwrap(), Parsed::Known(expected));
-    let Parsed::Known(ToFlow::Config(config)) = parse(br#"{"config":{"timeouts":{"idle":null}}}"#).unwrap()
-    else {
-        panic!("not a config");
+    let config = |text: &[u8]| match parse(text).unwrap() {
+        Parsed::Known(ToFlow::Config(config)) => config,
+        other => panic!("not a config: {other:?}"),
     };
+    assert_eq!(config(br#"{"config":{"ktls":"off"}}"#).ktls, Ktls::Off);
+    let config = config(br#"{"config":{"timeouts":{"idle":null}}}"#);
+    assert_eq!(config.ktls, Ktls::Auto);
     assert_eq!((config.timeouts.idle, config.timeouts.connect, config.connect_top_n), (None, 5_000, 3));
 }
 
