@@ -203,8 +203,8 @@ impl LoggedIn {
         }
         let ordered = match self.account.new_order(&order).await {
             // It suggests nothing, or does not know what is replaced, or that was replaced before: order without.
-            Err(Error::Api(problem)) if key.is_some() && kind(&problem) == Refusal::Lasting => {
-                tracing::debug!("the order does not say what it replaces: {problem}");
+            Err(error) if key.is_some() && is_lasting(&error) => {
+                tracing::debug!("the order does not say what it replaces: {error}");
                 self.account.new_order(&NewOrder::new(&identifiers)).await
             }
             other => other,
@@ -251,6 +251,15 @@ impl LoggedIn {
             Ok(OrderStatus::Invalid) => Err(AcmeError::Failed(why_failed(order).await)),
             other => other.map(drop),
         }
+    }
+}
+
+/// Another order of the same kind would not go better.
+fn is_lasting(error: &Error) -> bool {
+    match error {
+        Error::Unsupported(_) => true,
+        Error::Api(problem) => kind(problem) == Refusal::Lasting,
+        _ => false,
     }
 }
 
