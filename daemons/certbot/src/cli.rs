@@ -11,6 +11,8 @@ use clap::{Parser, Subcommand};
 use dstack_service::config::{self, Directories};
 use dstack_service::logging::{LevelHandle, message_id};
 use std::error::Error;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -116,7 +118,27 @@ async fn run(command: Command) -> Result<(), Box<dyn Error>> {
     }
 }
 
-fn open(config: Option<&Path>) -> Result<Engine, Box<dyn Error>> {
+/// Files of another user in the daemon's directory would keep it from working. Without `-c` that directory is meant, which
+/// is no user's but the service's.
+fn is_ours(workdir: &Path, is_daemons: bool, instead: &str) -> Result<(), String> {
+    let us = rustix::process::geteuid().as_raw();
+    let refuse = |whose: &str| {
+        Err(format!(
+            "{} is the directory of {whose}, and files of user {us} in it would keep dstack-certbot.service from working; \
+             run: {instead}; or work in a directory of your own: -c FILE with workdir",
+            workdir.display()
+        ))
+    };
+    match std::fs::metadata(workdir) {
+        Ok(found) if found.uid() == us => Ok(()),
+        Ok(found) => refuse(&format!("user {}", found.uid())),
+        Err(error) if error.kind() == ErrorKind::NotFound && is_daemons => refuse("user dstack-certbot"),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(format!("{}: {error}", workdir.display())),
+    }
+}
+
+fn open(config: Option<&Path>, instead: &str) -> Result<Engine, Box<dyn Error>> {
     let (input, place): (Input, &str) = match config {
         Some(path) => {
             let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
@@ -126,13 +148,15 @@ fn open(config: Option<&Path>) -> Result<Engine, Box<dyn Error>> {
     };
     let settings = Settings::from_input(input)?
         .ok_or("there is no certificate in the settings; set domain in certbot.toml")?;
+    let is_daemons = settings.workdir.is_none() && config.is_none();
     let workdir = settings.workdir.clone().unwrap_or_else(|| place.into());
+    is_ours(&workdir, is_daemons, instead)?;
     Ok(assemble::assemble(settings, &workdir, &assemble::by_systemd)?)
 }
 
 async fn renew(config: Option<&Path>, once: bool, force: bool) -> Result<(), Box<dyn Error>> {
     loop {
-        let engine = open(config)?;
+        let engine = open(config, "dstackctl cert renew")?;
         let looked = look(&engine, force).await;
         match (looked, once) {
             (result, true) => return result,
@@ -162,7 +186,8 @@ async fn look(engine: &Engine, force: bool) -> Result<(), Box<dyn Error>> {
 }
 
 async fn records(config: Option<&Path>, init: bool) -> Result<(), Box<dyn Error>> {
-    let engine = open(config)?;
+    let instead = if init { "dstackctl cert renew" } else { "dstackctl cert caa" };
+    let engine = open(config, instead)?;
     let turn = engine.turn().await?;
     let account = engine.account(&turn, &Silent).await?;
     tracing::info!("the account is {}", account.id);

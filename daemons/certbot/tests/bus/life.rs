@@ -217,3 +217,29 @@ async fn the_tutorials_commands_work_without_the_daemon() {
     assert!(!world.run(&["cfg", "--write-to", &file]).status.success(), "it replaces nothing");
     assert!(world.run(&["alert", "dstack-certbot-renew.service"]).status.success());
 }
+
+/// As root in the service's directory: files that the service could not write would be the end of its renewals.
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_leave_the_services_directory_alone() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: without root nothing can be somebody else's");
+        return;
+    }
+    let world = World::unconfigured().await;
+    world.configure("dstack");
+    let config = world.path("etc/certbot.toml").display().to_string();
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, format!("workdir = \"{}\"\n{text}", world.path("state").display())).unwrap();
+    std::os::unix::fs::chown(world.path("state"), Some(65534), Some(65534)).unwrap();
+    for (arguments, instead) in [
+        (&["init", "-c", &config] as &[&str], "dstackctl cert renew"),
+        (&["set-caa", "-c", &config], "dstackctl cert caa"),
+        (&["renew", "-c", &config, "--once"], "dstackctl cert renew"),
+        (&["renew", "-c", &config], "dstackctl cert renew"),
+    ] {
+        let output = world.run(arguments);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains(instead) && said.contains("65534"), "{said}");
+    }
+    assert_eq!(std::fs::read_dir(world.path("state")).unwrap().count(), 0, "nothing was written");
+}
