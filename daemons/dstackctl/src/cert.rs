@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use zbus::{OwnedObjectPath, OwnedVariant};
 
 /// A row of the daemon as JSON.
-type Row = Map<String, Value>;
+pub(crate) type Row = Map<String, Value>;
 
 /// Carries out a `cert` command.
 ///
@@ -164,7 +164,7 @@ fn end_of(result: &str, error: Option<(String, String)>) -> Result<(), Failure> 
 }
 
 /// A row as JSON: what this program does not know is passed on as text.
-fn object(row: CertificateRow) -> Row {
+pub(crate) fn object(row: CertificateRow) -> Row {
     let json = |value: &OwnedVariant| {
         let copy = || value.try_clone().ok();
         let text = copy().and_then(|v| String::try_from(v).ok()).map(Value::from);
@@ -178,7 +178,7 @@ fn object(row: CertificateRow) -> Row {
     row.iter().map(|(key, value)| (key.clone(), json(value))).collect()
 }
 
-fn text(row: &Row, key: &str) -> String {
+pub(crate) fn text(row: &Row, key: &str) -> String {
     match row.get(key) {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Array(texts)) => texts.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" "),
@@ -186,11 +186,11 @@ fn text(row: &Row, key: &str) -> String {
     }
 }
 
-fn number(row: &Row, key: &str) -> u64 {
+pub(crate) fn number(row: &Row, key: &str) -> u64 {
     row.get(key).and_then(Value::as_u64).unwrap_or_default()
 }
 
-fn time(seconds: u64, none: &str) -> String {
+pub(crate) fn time(seconds: u64, none: &str) -> String {
     let stamp =
         i64::try_from(seconds).ok().filter(|s| *s > 0).and_then(|s| jiff::Timestamp::from_second(s).ok());
     stamp.map_or_else(|| none.to_owned(), |stamp| stamp.to_string())

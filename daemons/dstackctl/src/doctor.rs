@@ -2,17 +2,21 @@
 //! `doctor`: checks that this host can run VMs, each with what to do about it.
 
 pub mod bus;
+pub mod certbot;
 pub mod certificates;
+pub mod configuration;
 pub mod host;
 pub mod images;
 pub mod ingress;
 pub mod keys;
+pub mod units;
 
 use crate::cli::Global;
 use crate::client::Client;
 use crate::errors::{Exit, Failure};
 use crate::output::{Tone, Ui};
 use dstack_core::spec::Platform;
+use dstack_service::config::Directories;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -118,7 +122,9 @@ pub async fn run(global: &Global, ui: &Ui) -> Result<ExitCode, Failure> {
 
 /// All checks, and what VMs run on.
 pub async fn gather(global: &Global) -> (Vec<Check>, Option<Platform>) {
-    let (config, mut checks) = configuration();
+    // What is wrong with it is said by the checks of all files.
+    let config = settings().unwrap_or_default();
+    let mut checks = configuration::check(&Directories::default());
     let client = Client::open(global).await;
     let (teepod, platform) = match &client {
         Ok(client) => bus::teepod(client).await,
@@ -130,6 +136,7 @@ pub async fn gather(global: &Global) -> (Vec<Check>, Option<Platform>) {
     checks.extend(host::resources());
     if let Ok(client) = &client {
         checks.extend(bus::units(client).await);
+        checks.extend(units::failed(client).await);
     }
     checks.extend(teepod);
     if let Ok(client) = &client {
@@ -137,6 +144,7 @@ pub async fn gather(global: &Global) -> (Vec<Check>, Option<Platform>) {
         checks.extend(bus::capacity(client, &config).await);
         checks.extend(keys::check(client, found).await);
         checks.extend(ingress::check(client).await);
+        checks.extend(certbot::check(client, &Directories::default()).await);
         checks.extend(certificates::check(client).await);
     }
     (checks, found)
@@ -147,17 +155,7 @@ pub async fn gather(global: &Global) -> (Vec<Check>, Option<Platform>) {
 /// # Errors
 /// What is wrong with a file.
 pub fn settings() -> Result<Config, dstack_service::config::ConfigError> {
-    dstack_service::config::load(&dstack_service::config::Directories::default(), "teepod")
-}
-
-fn configuration() -> (Config, Vec<Check>) {
-    match settings() {
-        Ok(config) => (config, vec![Check::good("configuration", "teepod.toml can be read")]),
-        Err(error) => {
-            let remedy = "correct the file, then: systemctl restart dstack-teepod";
-            (Config::default(), vec![Check::bad("configuration", error.to_string(), remedy)])
-        }
-    }
+    dstack_service::config::load(&Directories::default(), "teepod")
 }
 
 /// What a platform protects, in plain words.

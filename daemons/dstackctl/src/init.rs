@@ -240,7 +240,9 @@ impl Work {
         ui: &Ui,
     ) -> Result<ExitCode, Failure> {
         let (mut checks, _) = doctor::gather(global).await;
-        if let Some(name) = &self.goal.certificate {
+        // Before the ingress and certbot have settings, doctor has nothing to say of it.
+        let is_said = checks.iter().any(|check| check.name == certificate::CHECK);
+        if let Some(name) = self.goal.certificate.as_ref().filter(|_| !is_said) {
             checks.push(certificate::check(&self.client, name).await);
         }
         let (fix, broken) = (show::to_fix(&checks), checks.iter().any(|c| c.status == doctor::Status::Bad));

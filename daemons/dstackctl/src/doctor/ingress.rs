@@ -9,6 +9,8 @@ use std::time::Duration;
 use zbus::DBusError;
 
 const NAME: &str = "ingress";
+/// How the status of a daemon begins that has settings which it cannot use.
+pub(super) const MISCONFIGURED: &str = "Misconfigured: ";
 /// Time for an answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -44,6 +46,7 @@ fn is_not_installed(error: &zbus::Error) -> bool {
 /// The status has one part for each thing that is missing.
 fn judge(configured: bool, status: String, remedy: &str) -> Check {
     match () {
+        () if status.starts_with(MISCONFIGURED) => Check::bad(NAME, status, remedy),
         () if !configured => Check::warning(
             NAME,
             "it has no settings yet, so apps have no names outside",
@@ -60,15 +63,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_is_a_warning() {
+    fn what_is_missing_is_a_warning_and_what_cannot_be_used_is_broken() {
         for (configured, status, expected) in [
+            (false, "Misconfigured: tproxy.toml: x", Status::Bad),
             (false, "Not configured: x", Status::Warning),
             (true, "Serving a.b: 1 instances, 1 online", Status::Good),
             (true, "Serving a.b: 0 instances, 0 online; no tunnel: x", Status::Warning),
         ] {
             let check = judge(configured, status.to_owned(), "r");
             assert_eq!(check.status, expected, "{status}");
-            assert_eq!(check.remedy.is_some(), expected == Status::Warning);
+            assert_eq!(check.remedy.is_some(), expected != Status::Good);
         }
     }
 }

@@ -84,7 +84,8 @@ pub async fn check(client: &Client, name: &str) -> Check {
     }
 }
 
-const CHECK: &str = "certificate";
+/// The name of its check.
+pub const CHECK: &str = "certificate";
 
 fn judge(name: &str, seen: Option<Seen>) -> Check {
     match seen {

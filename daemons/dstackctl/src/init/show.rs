@@ -9,7 +9,7 @@ use crate::provider::{custody_words, realm_words};
 use crate::realm::{Thought, instead};
 
 /// Checks of what init sets up; of others only what is broken counts.
-const OURS: [&str; 4] = ["key service", "key address", "ingress", "certificate"];
+const OURS: [&str; 5] = ["key service", "key address", "ingress", "certificate", "unit"];
 
 /// The realm of keys that are to be made, and what is to be thought of it.
 type Realm<'a> = Option<&'a (String, Thought)>;
@@ -97,6 +97,8 @@ mod tests {
         let unready = Check::warning("ingress", "no certificate", "get one");
         let broken = Check::bad("firmware", "missing", "apt install ovmf");
         assert_eq!(to_fix(&[good.clone(), other.clone()]), None);
+        let failed = Check::warning("unit", "dstack-vm@x.service has failed", "see");
+        assert!(to_fix(&[good.clone(), failed]).is_some(), "nothing is green while a unit has failed");
         assert_eq!(
             to_fix(&[other, unready.clone()]).unwrap_or_default(),
             "ingress: no certificate -> get one"

@@ -138,6 +138,15 @@ impl Systemd {
         Ok(())
     }
 
+    /// Names of failed units that fit a pattern.
+    ///
+    /// # Errors
+    /// systemd's.
+    pub async fn failed(&self, pattern: &str) -> Result<Vec<String>, Failure> {
+        let listed = self.more.list_units_by_patterns(&["failed"], &[pattern]).await;
+        Ok(listed.map_err(|e| failed(pattern, e))?.into_iter().map(|(name, ..)| name).collect())
+    }
+
     /// Does something to a unit, and waits until it is done.
     ///
     /// # Errors

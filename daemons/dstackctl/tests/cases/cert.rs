@@ -115,3 +115,19 @@ async fn what_is_not_valid_after_a_renewal_is_named_with_its_next_try() {
     let other = world.ctl(&["cert", "renew", "*.a.example"]).await;
     assert!(other.code == 0 && other.out.contains("renewed"), "{other:?}");
 }
+
+#[tokio::test]
+async fn doctor_sees_a_certificate_that_fails() {
+    let world = World::of(Certbot { waits: true, ..Certbot::default() }).await;
+    let run = world.ctl(&["doctor", "--json"]).await;
+    let value = run.json();
+    let checks = value["checks"].as_array().unwrap();
+    let found = checks.iter().find(|c| c["name"] == "certificate" && c["status"] == "bad");
+    let text =
+        checks.iter().filter(|c| c["name"] == "certificate").map(|c| c.to_string()).collect::<String>();
+    assert!(run.code == 1 && found.is_some() && text.contains("the token is refused"), "{run:?}");
+    assert!(
+        text.contains("a.example has expired") && text.contains("Misconfigured: certbot.toml"),
+        "{run:?}"
+    );
+}

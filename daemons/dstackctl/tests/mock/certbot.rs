@@ -108,6 +108,11 @@ impl Certbot {
     }
 
     #[zbus(property)]
+    fn status(&self) -> String {
+        "Misconfigured: certbot.toml: dns.provider".to_owned()
+    }
+
+    #[zbus(property)]
     fn authority(&self) -> String {
         "https://ca.example/dir".to_owned()
     }
