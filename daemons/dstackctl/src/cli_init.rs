@@ -199,3 +199,65 @@ impl Given {
         }
     }
 }
+
+/// The option that answers a key of the file, if there is one.
+#[must_use]
+pub fn option_of(key: &str) -> Option<&'static str> {
+    OPTIONS.iter().find(|(of, _)| *of == key).map(|(_, option)| *option)
+}
+
+/// Keys of the file of answers, and their options.
+const OPTIONS: &[(&str, &str)] = &[
+    ("base_domain", "--base-domain"),
+    ("kms_domain", "--kms-domain"),
+    ("realm", "--realm"),
+    ("address", "--address"),
+    ("ports.kms", "--kms-port"),
+    ("ports.registration", "--registration-port"),
+    ("ports.ingress", "--ingress-port"),
+    ("ports.passthrough", "--passthrough-port"),
+    ("ports.teepod", "--teepod-port"),
+    ("wireguard.port", "--wg-port"),
+    ("wireguard.endpoint", "--wg-endpoint"),
+    ("wireguard.range", "--wg-range"),
+    ("wireguard.ip", "--wg-ip"),
+    ("cid.start", "--cid-start"),
+    ("cid.size", "--cid-size"),
+    ("certificate.source", "--certificate"),
+    ("certificate.chain", "--cert-chain"),
+    ("certificate.key", "--cert-key"),
+    ("certificate.acme_url", "--acme-url"),
+    ("certificate.acme_root", "--acme-root"),
+    ("certificate.acme_issuer", "--acme-issuer"),
+    ("certificate.eab.key_id", "--eab-key-id"),
+    ("certificate.eab.key_file", "--eab-key-file"),
+    ("certificate.dns.provider", "--dns"),
+    ("certificate.dns.resolver", "--dns-resolver"),
+    ("certificate.dns.cloudflare.zone_id", "--cf-zone-id"),
+    ("certificate.dns.cloudflare.token_file", "--cf-token-file"),
+    ("certificate.dns.rfc2136.server", "--dns-server"),
+    ("certificate.dns.rfc2136.zone", "--dns-zone"),
+    ("certificate.dns.rfc2136.key_name", "--tsig-name"),
+    ("certificate.dns.rfc2136.algorithm", "--tsig-algorithm"),
+    ("certificate.dns.rfc2136.key_file", "--tsig-key-file"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_option_of_an_answer_is_in_the_table() {
+        let command = Init::augment_args(clap::Command::new("init"));
+        let heading = Some("Answers");
+        let of_clap = command.get_arguments().filter(|arg| arg.get_help_heading() == heading);
+        let of_clap: BTreeSet<String> =
+            of_clap.filter_map(|a| a.get_long()).map(|l| format!("--{l}")).collect();
+        let of_table: BTreeSet<String> = OPTIONS.iter().map(|(_, option)| (*option).to_owned()).collect();
+        assert_eq!(of_clap, of_table);
+        for (key, _) in OPTIONS {
+            assert!(crate::init::draft::is_key(key), "{key}");
+        }
+    }
+}

@@ -25,7 +25,7 @@ pub mod systemd;
 pub mod units;
 
 use crate::cli::Global;
-use crate::cli_init::Init;
+use crate::cli_init::{Init, option_of};
 use crate::client::Client;
 use crate::doctor;
 use crate::errors::{Exit, Failure};
@@ -54,8 +54,9 @@ const TEMPLATE_HEAD: &str = "\
 
 impl From<AnswerError> for Failure {
     fn from(error: AnswerError) -> Self {
+        let option = option_of(error.key).map(|option| format!("by {option}, ")).unwrap_or_default();
         Self::usage(error.to_string()).hint(format!(
-            "answer {} in the file of --answers, by an option, or to a question on a terminal",
+            "answer {} in the file of --answers, {option}or to a question on a terminal",
             error.key
         ))
     }
@@ -225,6 +226,7 @@ impl Work {
             root: &self.root,
             secrets: &self.secrets,
             progress: &mut progress,
+            remedy: &self.goal.remedy,
         };
         let done = hands::carry_out(&self.steps, &mut host).await;
         progress.finish();
@@ -243,7 +245,7 @@ impl Work {
         // Before the ingress and certbot have settings, doctor has nothing to say of it.
         let is_said = checks.iter().any(|check| check.name == certificate::CHECK);
         if let Some(name) = self.goal.certificate.as_ref().filter(|_| !is_said) {
-            checks.push(certificate::check(&self.client, name).await);
+            checks.push(certificate::check(&self.client, name, &self.goal.remedy).await);
         }
         let (fix, broken) = (show::to_fix(&checks), checks.iter().any(|c| c.status == doctor::Status::Bad));
         report.insert("checks".into(), serde_json::to_value(&checks).unwrap_or_default());

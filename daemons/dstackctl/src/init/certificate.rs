@@ -20,7 +20,6 @@ const PATIENCE: Duration = Duration::from_secs(900);
 const ANSWER: Duration = Duration::from_secs(30);
 /// Signals that may queue up while the call is under way.
 const QUEUE: Option<NonZeroUsize> = NonZeroUsize::new(256);
-const WHY: &str = "mend it, then run `dstackctl init` again, which goes on from here; for more: journalctl -u dstack-certbot -n 50";
 
 /// What certbot says of a certificate.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -76,50 +75,56 @@ pub async fn look(client: &Client, name: &str) -> Result<Option<Seen>, Failure> 
     }
 }
 
-/// What doctor says of it.
-pub async fn check(client: &Client, name: &str) -> Check {
+/// What doctor says of it, with this remedy.
+pub async fn check(client: &Client, name: &str, remedy: &str) -> Check {
     match look(client, name).await {
-        Ok(seen) => judge(name, seen),
-        Err(failure) => Check::bad(CHECK, failure.message, WHY),
+        Ok(seen) => judge(name, seen, remedy),
+        Err(failure) => Check::bad(CHECK, failure.message, remedy),
     }
 }
 
 /// The name of its check.
 pub const CHECK: &str = "certificate";
 
-fn judge(name: &str, seen: Option<Seen>) -> Check {
+fn judge(name: &str, seen: Option<Seen>, remedy: &str) -> Check {
     match seen {
         Some(seen) if seen.is_valid() => Check::good(CHECK, format!("certbot has one for {name}")),
         Some(seen) if seen.state == "expired" && seen.error.is_empty() => {
-            Check::bad(CHECK, format!("the certificate for {name} has expired"), WHY)
+            Check::bad(CHECK, format!("the certificate for {name} has expired"), remedy)
         }
-        Some(seen) if !seen.error.is_empty() => Check::bad(CHECK, format!("{name}: {}", seen.error), WHY),
-        _ => Check::bad(CHECK, format!("certbot has none for {name} yet"), WHY),
+        Some(seen) if !seen.error.is_empty() => Check::bad(CHECK, format!("{name}: {}", seen.error), remedy),
+        _ => Check::bad(CHECK, format!("certbot has none for {name} yet"), remedy),
     }
 }
 
 /// Has the certificate ordered, unless it is there and right, and waits for it.
 ///
 /// # Errors
-/// certbot's own sentence, with what to do.
-pub async fn order(client: &Client, name: &str, progress: &mut Progress) -> Result<(), Failure> {
+/// certbot's own sentence, with this remedy.
+pub async fn order(
+    client: &Client,
+    name: &str,
+    remedy: &str,
+    progress: &mut Progress,
+) -> Result<(), Failure> {
     let domain = name.trim_start_matches("*.");
+    let because = |failure| because(domain, failure, remedy);
     let rule = MatchRule::builder().msg_type(zbus::message::Type::Signal).sender(NAME).path_namespace(PATH);
     let rule = rule.build()?;
     let mut signals = MessageStream::for_match_rule(rule, &client.connection, QUEUE).await?;
     // After a failure certbot waits before it tries again; who runs init has just mended something.
-    let failed = look(client, name).await.map_err(|e| because(domain, e))?.is_some_and(|seen| seen.failed);
+    let failed = look(client, name).await.map_err(because)?.is_some_and(|seen| seen.failed);
     let options: Options<'_> = HashMap::from([("force", Variant::from(failed))]);
-    let job = manager(client).await?.renew(domain, options).await.map_err(|e| because(domain, failure(e)))?;
+    let job = manager(client).await?.renew(domain, options).await.map_err(|e| because(failure(e)))?;
     let ended = tokio::time::timeout(PATIENCE, follow(&mut signals, &job, progress)).await;
     let late =
         || Failure::with(Exit::Timeout, format!("it takes longer than {} minutes", PATIENCE.as_secs() / 60));
-    ended.unwrap_or_else(|_| Err(late())).map_err(|failure| because(domain, failure))
+    ended.unwrap_or_else(|_| Err(late())).map_err(because)
 }
 
-fn because(domain: &str, failure: Failure) -> Failure {
+fn because(domain: &str, failure: Failure, remedy: &str) -> Failure {
     let message = format!("no certificate for *.{domain}: {}", failure.message);
-    Failure { message, hint: Some(WHY.to_owned()), ..failure }
+    Failure { message, hint: Some(remedy.to_owned()), ..failure }
 }
 
 async fn follow(
@@ -195,11 +200,11 @@ mod tests {
             ];
             let seen = Seen::of(&row(pairs));
             assert_eq!((seen.is_valid(), seen.failed), (good, failures > 0), "{state}");
-            let check = judge("*.a.b", Some(seen));
+            let check = judge("*.a.b", Some(seen), "mend it");
             assert!(check.remedy.is_some() != good && check.message.contains(error), "{check:?}");
         }
         let expired = Seen { state: "expired".into(), ..Seen::default() };
-        assert!(judge("*.a.b", Some(expired)).message.contains("has expired"));
-        assert!(judge("*.a.b", None).remedy.is_some());
+        assert!(judge("*.a.b", Some(expired), "mend it").message.contains("has expired"));
+        assert!(judge("*.a.b", None, "mend it").remedy.is_some());
     }
 }

@@ -309,6 +309,13 @@ const KEYS: &[Key] = &[
     ),
 ];
 
+/// Whether there is such a key, `SECTION.NAME`.
+#[must_use]
+pub fn is_key(key: &str) -> bool {
+    let (of, name) = key.rsplit_once('.').unwrap_or(("", key));
+    KEYS.iter().any(|(section, known, ..)| (*section, *known) == (of, name))
+}
+
 /// As a file with comments: what is answered, and behind `#` what the rest would be like.
 #[must_use]
 pub fn render(draft: &Draft, head: &str) -> String {

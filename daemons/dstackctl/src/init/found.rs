@@ -10,6 +10,7 @@ use super::secrets::{self, Value};
 use super::settings;
 use super::systemd::Systemd;
 use super::units::{ALL, CERTBOT};
+use crate::cli_init::option_of;
 use crate::client::Client;
 use crate::errors::Failure;
 use crate::output::note;
@@ -80,7 +81,20 @@ pub fn goal(answers: &Answers, root: &Root) -> Result<Goal, Failure> {
         files: settings::files(answers, gateway(root)?.as_deref()),
         kms_domain: answers.kms_domain.clone(),
         certificate: answers.acme().map(|_| format!("*.{}", answers.base_domain)),
+        remedy: remedy(answers),
     })
+}
+
+/// What helps when certbot gets no certificate: the usual reasons are secrets, and settings that come from answers.
+fn remedy(answers: &Answers) -> String {
+    let needed = secrets::needed(answers);
+    let options = needed.iter().filter_map(|n| option_of(n.key)).map(|option| format!("{option} FILE"));
+    let options = options.collect::<Vec<_>>().join(" and ");
+    format!(
+        "mend it, then run `dstackctl init` again, which asks for secrets again, or takes them from {options}, and goes on \
+         from here; its settings are in {}; for more: journalctl -u dstack-certbot -n 50",
+        settings::CERTBOT_FILE
+    )
 }
 
 /// Looks at files: texts of those that are there.

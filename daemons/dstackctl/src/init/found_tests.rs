@@ -37,3 +37,16 @@ fn named_files_are_looked_at_before_anything_is_changed() {
     std::fs::write(&chain, "nothing").unwrap();
     assert!(own_certificate(&chain, &key).unwrap_err().message.contains("no certificate"));
 }
+
+#[test]
+fn a_certificate_that_is_not_to_be_had_names_the_option_and_the_file_that_was_written() {
+    let text = "base_domain='a.b'\naddress='h.b'\n[certificate]\nsource='acme'\n[certificate.dns]\nprovider='rfc2136'\n\
+        [certificate.dns.rfc2136]\nserver='192.0.2.1'\nkey_name='k'\n";
+    let draft = crate::init::draft::parse(text).unwrap();
+    let answers = Answers::check(&draft, &Defaults { address: None }).unwrap();
+    let hint = remedy(&answers);
+    for part in ["--tsig-key-file FILE", "/etc/dstack/certbot.toml.d/20-init.toml", "asks for secrets again"]
+    {
+        assert!(hint.contains(part), "{part} in {hint}");
+    }
+}

@@ -70,6 +70,8 @@ pub struct Host<'a> {
     pub secrets: &'a Secrets,
     /// What the user sees.
     pub progress: &'a mut Progress,
+    /// What to do when the certificate is not to be had.
+    pub remedy: &'a str,
 }
 
 impl Hands for Host<'_> {
@@ -88,7 +90,9 @@ impl Hands for Host<'_> {
             Step::Start(unit) => self.systemd.change(Verb::Start, unit).await,
             Step::Bootstrap(domain) => self.bootstrap(domain).await,
             Step::Trust => self.trust().await,
-            Step::Certificate(name) => certificate::order(self.client, name, self.progress).await,
+            Step::Certificate(name) => {
+                certificate::order(self.client, name, self.remedy, self.progress).await
+            }
         }
     }
 }

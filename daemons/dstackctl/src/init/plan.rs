@@ -121,6 +121,8 @@ pub struct Goal {
     pub kms_domain: String,
     /// Name of the certificate that certbot is to have, `*.DOMAIN`.
     pub certificate: Option<String>,
+    /// What to do when it is not to be had.
+    pub remedy: String,
 }
 
 /// The steps that are left; none when everything is as it is to be.

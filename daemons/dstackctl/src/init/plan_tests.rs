@@ -15,6 +15,7 @@ pub(in crate::init) fn goal(text: &str) -> Goal {
         files: files(&answers, Some("00112233445566778899aabbccddeeff00112233")),
         kms_domain: answers.kms_domain.clone(),
         certificate: answers.acme().map(|_| format!("*.{}", answers.base_domain)),
+        remedy: String::new(),
     }
 }
 

@@ -4,6 +4,7 @@
 use super::answers::{Answers, Dns};
 use super::ask::Asker;
 use super::settings::{CLOUDFLARE_TOKEN, EAB_KEY, TSIG_KEY};
+use crate::cli_init::option_of;
 use crate::errors::Failure;
 use crate::places;
 use std::os::unix::fs::MetadataExt;
@@ -65,22 +66,41 @@ pub fn get(
     is_stored: bool,
     asker: Option<&mut dyn Asker>,
 ) -> Result<Option<Value>, Failure> {
-    if let Some(file) = &needed.file {
-        match read(file)? {
-            Some(value) => return Ok(Some(value)),
-            None if is_stored => return Ok(None),
-            None => {
-                return Err(Failure::usage(format!("{}: there is no {}", needed.key, file.display()))
-                    .hint("write the secret into it, readable by root alone: chmod 600"));
-            }
+    if let Some(file) = &needed.file
+        && let Some(value) = read(file)?
+    {
+        return Ok(Some(value));
+    }
+    match (asker, &needed.file) {
+        // Also for one that is stored: it may be the wrong one, and nobody could say so otherwise.
+        (Some(asker), _) => ask(needed, is_stored, asker),
+        (None, _) if is_stored => Ok(None),
+        (None, Some(file)) => Err(Failure::usage(format!("{}: there is no {}", needed.key, file.display()))
+            .hint("write the secret into it, readable by root alone: chmod 600")),
+        (None, None) => {
+            let option = option_of(needed.key).unwrap_or("the answers");
+            Err(Failure::usage(format!("{}: is missing, and no {} is stored yet", needed.key, needed.what))
+                .hint(format!(
+                    "write the secret into a file that root alone can read, and name it by {option} FILE"
+                )))
         }
     }
-    match asker {
-        _ if is_stored => Ok(None),
-        Some(asker) => clean(needed.key, &asker.secret(needed.what)?).map(Some),
-        None => {
-            Err(Failure::usage(format!("{}: is missing, and no {} is stored yet", needed.key, needed.what))
-                .hint("write the secret into a file that root alone can read, and name it there"))
+}
+
+/// Asks until something usable is typed; with a stored one, nothing is.
+fn ask(needed: &Needed, is_stored: bool, asker: &mut dyn Asker) -> Result<Option<Value>, Failure> {
+    let what = match is_stored {
+        true => format!("{}, empty: the stored one stays", needed.what),
+        false => needed.what.to_owned(),
+    };
+    loop {
+        let typed = asker.secret(&what)?;
+        if is_stored && typed.trim().is_empty() {
+            return Ok(None);
+        }
+        match clean("it", &typed) {
+            Ok(value) => return Ok(Some(value)),
+            Err(failure) => asker.say(&format!("  {}", failure.message)),
         }
     }
 }
@@ -136,6 +156,24 @@ mod tests {
         let mut script = Script::new(&["typed"]);
         assert_eq!(get(&token(None), false, Some(&mut script)).unwrap().unwrap().as_str(), "typed");
         assert!(script.said.contains("API token of Cloudflare"), "{}", script.said);
+    }
+
+    #[test]
+    fn a_stored_secret_is_asked_for_again_and_stays_when_nothing_is_typed() {
+        let mut nothing = Script::new(&[""]);
+        assert_eq!(get(&token(None), true, Some(&mut nothing)).unwrap(), None);
+        assert!(nothing.said.contains("the stored one stays"), "{}", nothing.said);
+        let other = get(&token(None), true, Some(&mut Script::new(&["right"]))).unwrap();
+        assert_eq!(other.unwrap().as_str(), "right");
+        let gone = token(Some("/nonexistent/token".into()));
+        assert_eq!(get(&gone, true, Some(&mut Script::new(&["right"]))).unwrap().unwrap().as_str(), "right");
+    }
+
+    #[test]
+    fn an_empty_or_odd_secret_is_asked_for_again() {
+        let mut script = Script::new(&["", "two words", "right"]);
+        assert_eq!(get(&token(None), false, Some(&mut script)).unwrap().unwrap().as_str(), "right");
+        assert!(script.said.contains("must hold the secret and nothing else"), "{}", script.said);
     }
 
     #[test]

@@ -10,6 +10,8 @@ use toml::Value;
 
 /// Where the answers are kept for the next run.
 pub const SAVED: &str = "/etc/dstack/init.toml";
+/// What certbot is told.
+pub const CERTBOT_FILE: &str = "/etc/dstack/certbot.toml.d/20-init.toml";
 /// The credential of Cloudflare's token.
 pub const CLOUDFLARE_TOKEN: &str = "certbot-cloudflare";
 /// The credential of the TSIG key.
@@ -47,11 +49,7 @@ pub fn files(answers: &Answers, gateway: Option<&str>) -> Vec<Wanted> {
         daemon("/etc/dstack/kms.toml.d/20-init.toml", &KMS, Some(kms(answers, gateway))),
         daemon("/etc/dstack/tproxy.toml.d/20-init.toml", &TPROXY, Some(tproxy(answers))),
         daemon("/etc/dstack/teepod.toml.d/20-init.toml", &TEEPOD, Some(teepod(answers))),
-        daemon(
-            "/etc/dstack/certbot.toml.d/20-init.toml",
-            &CERTBOT,
-            answers.acme().map(|a| certbot(answers, a)),
-        ),
+        daemon(CERTBOT_FILE, &CERTBOT, answers.acme().map(|a| certbot(answers, a))),
         daemon(
             "/etc/dstack/ct-monitor.toml.d/20-init.toml",
             &CT_MONITOR,
