@@ -53,7 +53,7 @@ pub fn files(answers: &Answers, gateway: Option<&str>) -> Vec<Wanted> {
         daemon(
             "/etc/dstack/ct-monitor.toml.d/20-init.toml",
             &CT_MONITOR,
-            answers.acme().filter(|a| is_logged(a)).map(|_| ct_monitor(answers)),
+            (answers.certificate != Certificate::None).then(|| ct_monitor(answers)),
         ),
     ];
     all.extend(sockets(&answers.ports));
@@ -138,16 +138,14 @@ fn teepod(answers: &Answers) -> String {
         .0
 }
 
-/// Whether the authority's certificates are in public logs. Of one with a root of its own nobody keeps such a log, and one
-/// for tries is in logs that nobody reads.
-fn is_logged(acme: &Acme) -> bool {
-    acme.root.is_none() && acme.url != super::answers::LETSENCRYPT_STAGING
-}
-
-/// The keys that are ours are those of this host's ingress and of its certbot.
+/// The keys that are ours are those of this host's ingress, which tells that of the operator's files, too, and of its
+/// certbot. Whoever signs ours, any other certificate for the domain in a public log is news.
 fn ct_monitor(answers: &Answers) -> String {
-    let lines = Lines::new().key("domains", vec![answers.base_domain.clone()]);
-    let lines = lines.section("certbot").key("enabled", true).0;
+    let mut lines = Lines::new().key("domains", vec![answers.base_domain.clone()]);
+    if answers.acme().is_some() {
+        lines = lines.section("certbot").key("enabled", true);
+    }
+    let lines = lines.0;
     format!("{lines}\n[[tproxy]]\nuri = \"https://127.0.0.1:{}\"\n", answers.ports.registration)
 }
 

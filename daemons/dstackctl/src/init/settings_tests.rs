@@ -77,3 +77,16 @@ fn a_gateway_of_the_operators_own_is_left_to_them() {
     let kms = files(&answers, None).into_iter().find(|w| w.of == Some(&KMS)).unwrap();
     assert!(!kms.text.unwrap().contains("gateway_app_id"));
 }
+
+#[test]
+fn whoever_serves_a_certificate_watches_for_others() {
+    for (name, certbot) in [("files", false), ("cloudflare", true), ("rfc2136", true)] {
+        let all = golden(name).0;
+        let text = all.into_iter().find(|w| w.of == Some(&CT_MONITOR)).unwrap().text.unwrap();
+        assert!(text.contains("domains = [\"apps.example.com\"]") && text.contains("[[tproxy]]"), "{text}");
+        assert_eq!(text.contains("[certbot]"), certbot, "{text}");
+    }
+    let draft = parse("base_domain='a.b'\naddress='a.b'").unwrap();
+    let none = files(&Answers::check(&draft, &Defaults { address: None }).unwrap(), None);
+    assert!(none.into_iter().find(|w| w.of == Some(&CT_MONITOR)).unwrap().text.is_none());
+}
