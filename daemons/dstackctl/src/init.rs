@@ -16,6 +16,7 @@ pub mod draft;
 pub mod files;
 pub mod found;
 pub mod hands;
+pub mod named;
 pub mod plan;
 mod rules;
 pub mod secrets;
@@ -83,7 +84,7 @@ pub async fn run(args: &Init, global: &Global, ui: &Ui) -> Result<ExitCode, Fail
     let is_asked = std::io::stdin().is_terminal() && args.answers.is_none() && !args.yes;
     let mut terminal = is_asked.then_some(Terminal);
     let answers = answers(args, &root, &defaults, terminal.as_mut().map(|t| t as &mut dyn Asker))?;
-    found::check_named(&answers).or_else(|failure| unreadable(failure, is_root))?;
+    named::check(&answers, &root).or_else(|failure| unreadable(failure, is_root))?;
     let _lock = if args.dry_run { None } else { Some(files::lock(&root)?) };
     let asker = terminal.as_mut().map(|t| t as &mut dyn Asker);
     let work = Work::look(global, &answers, root, asker).await?;
@@ -92,7 +93,7 @@ pub async fn run(args: &Init, global: &Global, ui: &Ui) -> Result<ExitCode, Fail
 
 /// Who is not root only looks, and may not see the operator's key.
 fn unreadable(failure: Failure, is_root: bool) -> Result<(), Failure> {
-    if is_root {
+    if is_root || failure.exit != Exit::Denied {
         return Err(failure);
     }
     note(&format!("note: only root can tell whether this is right: {}", failure.message));

@@ -18,14 +18,14 @@ use crate::provider::presence;
 use crate::trust::Store;
 use dstack_service::config::{self, Directories};
 use dstack_service::sealing;
-use rustls::crypto::aws_lc_rs::default_provider;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::sign::CertifiedKey;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, UdpSocket};
 use std::path::Path;
+use std::time::Duration;
 use toml::Table;
+
+/// Time for an answer.
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// Secrets that are to be stored, by the names of their credentials.
 pub type Secrets = BTreeMap<&'static str, Value>;
@@ -82,6 +82,7 @@ pub fn goal(answers: &Answers, root: &Root) -> Result<Goal, Failure> {
         kms_domain: answers.kms_domain.clone(),
         certificate: answers.acme().map(|_| format!("*.{}", answers.base_domain)),
         remedy: remedy(answers),
+        own_files: matches!(answers.certificate, Certificate::Files { .. }),
     })
 }
 
@@ -118,6 +119,7 @@ pub async fn look(client: &Client, systemd: &Systemd, goal: &Goal, root: &Root) 
         }
     }
     installed(&found, goal)?;
+    found.unshown = goal.own_files && shows_none(client).await;
     found.keys = keys(client, &goal.kms_domain).await;
     if let Some(name) = &goal.certificate {
         // One that cannot answer is restarted, or says why when it is asked for the certificate.
@@ -125,6 +127,15 @@ pub async fn look(client: &Client, systemd: &Systemd, goal: &Goal, root: &Root) 
             certificate::look(client, name).await.is_ok_and(|s| s.is_some_and(|s| s.is_valid()));
     }
     Ok(found)
+}
+
+/// Whether the ingress says that it has no certificate to show; one that cannot answer is started or restarted anyway.
+async fn shows_none(client: &Client) -> bool {
+    let status = async { client.proxy().await?.status().await.map_err(Failure::from) };
+    match tokio::time::timeout(ANSWER, status).await {
+        Ok(Ok(status)) => status.contains("; passthrough only: "),
+        _ => false,
+    }
 }
 
 fn installed(found: &Found, goal: &Goal) -> Result<(), Failure> {
@@ -218,42 +229,6 @@ fn is_there(path: &Path) -> Result<bool, Failure> {
 /// One that this machine cannot decrypt is replaced.
 fn is_same(stored: &Path, name: &str, value: &Value) -> bool {
     sealing::decrypt(stored, name).is_ok_and(|found| *found == value.as_bytes())
-}
-
-/// Looks at files that the answers name, before anything is changed.
-///
-/// # Errors
-/// The key of the answers, and what is wrong with its file.
-pub fn check_named(answers: &Answers) -> Result<(), Failure> {
-    match &answers.certificate {
-        Certificate::None => Ok(()),
-        Certificate::Files { chain, key } => own_certificate(chain, key),
-        Certificate::Acme(acme) => {
-            acme.root.as_deref().map_or(Ok(()), |root| certificates("certificate.acme_root", root).map(drop))
-        }
-    }
-}
-
-fn certificates(key: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
-    let wrong = |why: &dyn std::fmt::Display| Failure::usage(format!("{key}: {}: {why}", path.display()));
-    let bytes = std::fs::read(path).map_err(|e| wrong(&e))?;
-    let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
-    match parsed {
-        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        Ok(_) => Err(wrong(&"has no certificate; it must be PEM")),
-        Err(error) => Err(wrong(&error)),
-    }
-}
-
-fn own_certificate(chain: &Path, key: &Path) -> Result<(), Failure> {
-    let certificates = certificates("certificate.chain", chain)?;
-    let wrong =
-        |why: &dyn std::fmt::Display| Failure::usage(format!("certificate.key: {}: {why}", key.display()));
-    let bytes = zeroize::Zeroizing::new(std::fs::read(key).map_err(|e| wrong(&e))?);
-    let private = PrivateKeyDer::from_pem_slice(&bytes).map_err(|e| wrong(&e))?;
-    CertifiedKey::from_der(certificates, private, &default_provider())
-        .map(drop)
-        .map_err(|e| wrong(&format!("does not belong to {}: {e}", chain.display())))
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #![allow(clippy::unwrap_used)]
 use super::*;
-use rcgen::{CertificateParams, KeyPair};
 
 #[test]
 fn the_gateway_is_made_once_and_never_against_the_operator() {
@@ -18,24 +17,6 @@ fn the_gateway_is_made_once_and_never_against_the_operator() {
     root.write("/etc/dstack/kms.toml.d/20-init.toml", b"", 0o644).unwrap();
     root.write("/etc/dstack/kms.toml", b"gateway_app_id = ", 0o644).unwrap();
     assert!(gateway(&root).unwrap_err().message.contains("kms.toml"));
-}
-
-#[test]
-fn named_files_are_looked_at_before_anything_is_changed() {
-    let directory = tempfile::tempdir().unwrap();
-    let (chain, key) = (directory.path().join("cert.pem"), directory.path().join("key.pem"));
-    let error = own_certificate(&chain, &key).unwrap_err();
-    assert!(error.message.starts_with("certificate.chain: "), "{error}");
-    let (right, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
-    let certificate = CertificateParams::new(vec!["*.a.b".to_owned()]).unwrap().self_signed(&right).unwrap();
-    std::fs::write(&chain, certificate.pem()).unwrap();
-    assert!(own_certificate(&chain, &key).unwrap_err().message.starts_with("certificate.key: "));
-    std::fs::write(&key, other.serialize_pem()).unwrap();
-    assert!(own_certificate(&chain, &key).unwrap_err().message.contains("does not belong to"));
-    std::fs::write(&key, right.serialize_pem()).unwrap();
-    own_certificate(&chain, &key).unwrap();
-    std::fs::write(&chain, "nothing").unwrap();
-    assert!(own_certificate(&chain, &key).unwrap_err().message.contains("no certificate"));
 }
 
 #[test]

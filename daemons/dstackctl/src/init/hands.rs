@@ -87,6 +87,7 @@ impl Hands for Host<'_> {
             Step::Stop(units) => self.systemd.stop(units).await,
             Step::Restart(unit) => self.systemd.change(Verb::Restart, unit).await,
             Step::TryRestart(unit) => self.systemd.change(Verb::TryRestart, unit).await,
+            Step::ReloadUnit(unit) => self.systemd.change(Verb::Reload, unit).await,
             Step::Start(unit) => self.systemd.change(Verb::Start, unit).await,
             Step::Bootstrap(domain) => self.bootstrap(domain).await,
             Step::Trust => self.trust().await,

@@ -50,6 +50,7 @@ impl Machine {
             secrets: needed.then_some(("certbot-cloudflare", secret)).into_iter().collect(),
             keys: self.keys,
             certified: self.certified.is_some() && self.certified == self.goal.certificate,
+            unshown: false,
         }
     }
 

@@ -6,7 +6,7 @@
 //! note, and starts everything anyway.
 
 use super::settings::Wanted;
-use super::units::{ALL, CERTBOT, Component, KMS, State, of};
+use super::units::{ALL, CERTBOT, Component, KMS, State, TPROXY, of};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -44,6 +44,8 @@ pub enum Step {
     Restart(&'static str),
     /// Restarts a unit if it runs.
     TryRestart(&'static str),
+    /// Has a unit read its files again.
+    ReloadUnit(&'static str),
     /// Starts a unit.
     Start(&'static str),
     /// Makes the root keys of the key service, for this domain.
@@ -98,6 +100,8 @@ pub struct Found {
     pub keys: Keys,
     /// Whether certbot has a certificate for the name that is to be served.
     pub certified: bool,
+    /// Whether the ingress runs, and could not load the operator's certificate.
+    pub unshown: bool,
 }
 
 impl Found {
@@ -123,6 +127,8 @@ pub struct Goal {
     pub certificate: Option<String>,
     /// What to do when it is not to be had.
     pub remedy: String,
+    /// Whether the ingress shows a certificate of the operator's own files.
+    pub own_files: bool,
 }
 
 /// The steps that are left; none when everything is as it is to be.
@@ -200,6 +206,10 @@ fn unit_steps(goal: &Goal, found: &Found, stale: &BTreeSet<String>) -> Vec<Step>
     for component in ALL.into_iter().filter(|c| found.has(c)) {
         let restart = stale.contains(component.service) || is_moved(component, stale);
         steps.extend(service(component.service, found, restart, served.contains(&component)));
+        // The files may be right by now; it looks at them only when it is told to.
+        if component == &TPROXY && found.unshown && !restart && found.state(TPROXY.service).active {
+            steps.push(Step::ReloadUnit(TPROXY.service));
+        }
         if component == &KMS {
             steps.extend(keys(goal, found, restart));
         }
@@ -282,6 +292,7 @@ impl Step {
             }
             Self::Restart(unit) => format!("systemctl restart {unit}"),
             Self::TryRestart(unit) => format!("systemctl try-restart {unit}"),
+            Self::ReloadUnit(unit) => format!("systemctl reload {unit}"),
             Self::Start(unit) => format!("systemctl start {unit}"),
             Self::Bootstrap(domain) => format!("dstackctl kms bootstrap {domain}"),
             Self::Trust => "dstackctl kms trust (this host's, for all users of this host)".to_owned(),

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #![allow(clippy::unwrap_used)]
 use super::*;
-use crate::init::answers::{Answers, Defaults};
+use crate::init::answers::{Answers, Certificate, Defaults};
 use crate::init::draft::parse;
 use crate::init::settings::files;
-use crate::init::units::TPROXY;
 
 const ACME: &str = "base_domain='a.b'\naddress='h.b'\n[certificate]\nsource='acme'\n[certificate.dns]\nprovider='cloudflare'\n";
 const PLAIN: &str = "base_domain='a.b'\naddress='h.b'\n";
@@ -16,6 +15,7 @@ pub(in crate::init) fn goal(text: &str) -> Goal {
         kms_domain: answers.kms_domain.clone(),
         certificate: answers.acme().map(|_| format!("*.{}", answers.base_domain)),
         remedy: String::new(),
+        own_files: matches!(answers.certificate, Certificate::Files { .. }),
     }
 }
 
@@ -196,4 +196,14 @@ fn what_is_not_installed_is_left_out() {
             "systemctl restart dstack-teepod.service"
         ]
     );
+}
+
+#[test]
+fn a_certificate_that_could_not_be_loaded_is_loaded_again() {
+    let goal = goal(&format!("{PLAIN}[certificate]\nsource='files'\nchain='/c.pem'\nkey='/k.pem'\n"));
+    let found = Found { unshown: true, ..settled(&goal) };
+    assert_eq!(plan(&goal, &found), [Step::ReloadUnit("dstack-tproxy.service")]);
+    let noted = BTreeSet::from(["dstack-tproxy.service".to_owned()]);
+    let found = Found { noted, ..found };
+    assert_eq!(plan(&goal, &found), [Step::Restart("dstack-tproxy.service"), Step::Done]);
 }

@@ -33,6 +33,8 @@ trait More {
     fn get_unit_file_state(&self, file: &str) -> zbus::Result<String>;
     /// Restarts a unit that runs.
     fn try_restart_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
+    /// Has a unit read its files again.
+    fn reload_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
     /// Name, description, load, active and sub state, followed unit, path, job id, type and path.
     #[allow(clippy::type_complexity)]
     fn list_units_by_patterns(
@@ -55,6 +57,8 @@ pub enum Verb {
     Restart,
     /// Restarts it if it runs.
     TryRestart,
+    /// Has it read its files again.
+    Reload,
 }
 
 /// systemd.
@@ -159,6 +163,7 @@ impl Systemd {
             Verb::Start => self.manager.start_unit(unit, "replace").await,
             Verb::Stop => self.manager.stop_unit(unit, "replace").await,
             Verb::Restart => self.manager.restart_unit(unit, "replace").await,
+            Verb::Reload => self.more.reload_unit(unit, "replace").await,
             Verb::TryRestart => self.more.try_restart_unit(unit, "replace").await,
         };
         let job = job.map_err(|e| failed(unit, e))?;
@@ -181,6 +186,7 @@ impl Systemd {
                     Verb::Start => "started",
                     Verb::Stop => "stopped",
                     Verb::Restart | Verb::TryRestart => "restarted",
+                    Verb::Reload => "reloaded",
                 };
                 Err(Failure::new(format!("{unit} could not be {word}: {result}")).hint(why(unit)))
             }
