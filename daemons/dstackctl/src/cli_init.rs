@@ -33,7 +33,7 @@ pub struct Init {
     #[arg(short, long)]
     pub yes: bool,
     /// Show what would change, and change nothing
-    #[arg(long, conflicts_with = "yes")]
+    #[arg(long)]
     pub dry_run: bool,
     /// Single answers.
     #[command(flatten)]
@@ -90,7 +90,7 @@ pub struct Given {
     #[arg(long, value_name = "N")]
     cid_size: Option<u32>,
     /// Where the certificate comes from: acme, files or none
-    #[arg(long, value_name = "SOURCE")]
+    #[arg(long, value_name = "SOURCE", value_parser = ["acme", "files", "none"], hide_possible_values = true)]
     certificate: Option<String>,
     /// Certificate chain of your own, PEM
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -114,7 +114,7 @@ pub struct Given {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     eab_key_file: Option<String>,
     /// Who changes DNS records: cloudflare or rfc2136
-    #[arg(long, value_name = "PROVIDER")]
+    #[arg(long, value_name = "PROVIDER", value_parser = ["cloudflare", "rfc2136"], hide_possible_values = true)]
     dns: Option<String>,
     /// DNS server that is asked for the servers of the zone
     #[arg(long, value_name = "IP[:PORT]")]
@@ -135,7 +135,7 @@ pub struct Given {
     #[arg(long, value_name = "NAME")]
     tsig_name: Option<String>,
     /// Digest of the TSIG key
-    #[arg(long, value_name = "ALGORITHM")]
+    #[arg(long, value_name = "ALGORITHM", value_parser = ["hmac-sha256", "hmac-sha384", "hmac-sha512"])]
     tsig_algorithm: Option<String>,
     /// File with the TSIG key
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]

@@ -17,6 +17,7 @@ fn good_lines() {
     for line in [
         "dstackctl init",
         "dstackctl init --print-answers",
+        "dstackctl init --yes --dry-run",
         "dstackctl init --answers answers.toml --yes",
         "dstackctl init --answers - --dry-run --json",
         "dstackctl init --base-domain a.b --kms-port 1 --certificate acme --dns rfc2136 --tsig-key-file /k",
@@ -74,7 +75,9 @@ fn wrong_lines() {
     for line in [
         "dstackctl",
         "dstackctl deploy",
-        "dstackctl init --yes --dry-run",
+        "dstackctl init --certificate self-signed",
+        "dstackctl init --dns route53",
+        "dstackctl init --realm tdx",
         "dstackctl init --kms-port 70000",
         "dstackctl init --cf-token s3cret",
         "dstackctl deploy f -p 80",

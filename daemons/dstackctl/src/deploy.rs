@@ -291,6 +291,11 @@ impl Deployment<'_> {
         text.extend(named.iter().map(|n| self.named_lines(n)));
         text.push_str(&format!("  app id       {}\n", vm.app_id().await?));
         text.push_str(&format!("  instance id  {}\n", vm.instance_id().await?));
+        if !vm.autostart().await? {
+            text.push_str(&format!(
+                "  at boot      not started; dstackctl vm resize {name} --autostart has it started\n"
+            ));
+        }
         text.push_str(&format!("  logs         dstackctl logs {name} [CONTAINER]\n"));
         text.push_str(&format!("  console      dstackctl vm logs {name}\n"));
         ui.text(&text)

@@ -87,7 +87,7 @@ pub async fn run(args: &Init, global: &Global, ui: &Ui) -> Result<ExitCode, Fail
     named::check(&answers, &root).or_else(|failure| unreadable(failure, is_root))?;
     let _lock = if args.dry_run { None } else { Some(files::lock(&root)?) };
     let asker = terminal.as_mut().map(|t| t as &mut dyn Asker);
-    let work = Work::look(global, &answers, root, asker).await?;
+    let work = Work::look(global, &answers, root, asker, args.dry_run).await?;
     work.run(args, global, ui).await
 }
 
@@ -167,10 +167,11 @@ impl Work {
         answers: &Answers,
         root: Root,
         asker: Option<&mut dyn Asker>,
+        dry_run: bool,
     ) -> Result<Self, Failure> {
         let client = Client::open(global).await?;
         let systemd = Systemd::new(&client.connection).await?;
-        let goal = found::goal(answers, &root)?;
+        let goal = found::goal(answers, &root, dry_run)?;
         let found = found::look(&client, &systemd, &goal, &root).await?;
         let (states, secrets) = found::secrets(answers, &root, asker)?;
         let steps = plan::plan(&goal, &Found { secrets: states, ..found });

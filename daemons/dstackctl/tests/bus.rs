@@ -78,7 +78,16 @@ async fn deploy_shows_stages_and_the_url() {
         assert!(run.err.contains(part), "{part}: {run:?}");
     }
     let url = format!("http://127.0.0.1:{}/", port.trim_end_matches(":80"));
-    for part in ["hello is up", &url, "answers", "app id", "instance id", "dstackctl logs hello"] {
+    for part in [
+        "hello is up",
+        &url,
+        "at boot      not started",
+        "--autostart",
+        "answers",
+        "app id",
+        "instance id",
+        "dstackctl logs hello",
+    ] {
         assert!(run.out.contains(part), "{part}: {run:?}");
     }
     let vm = world.teepod.shared.vms.lock().unwrap().get("hello").cloned().unwrap();

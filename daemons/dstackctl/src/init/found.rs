@@ -47,11 +47,11 @@ const fn is_outside(ip: IpAddr) -> bool {
 }
 
 /// The app id of the gateway that goes into our file: the one that is there, a new one, or `None` when another file of the
-/// operator names one.
+/// operator names one. A dry run makes none, so that it says the same each time.
 ///
 /// # Errors
 /// When a file of the key service's settings is wrong.
-pub fn gateway(root: &Root) -> Result<Option<String>, Failure> {
+pub fn gateway(root: &Root, dry_run: bool) -> Result<Option<String>, Failure> {
     let wrong =
         |e: &dyn std::fmt::Display| Failure::new(e.to_string()).hint("correct the file, then run init again");
     let named = |table: &Table| {
@@ -67,6 +67,9 @@ pub fn gateway(root: &Root) -> Result<Option<String>, Failure> {
     if named(&config::load::<Table>(&directories, "kms").map_err(|e| wrong(&e))?).is_some() {
         return Ok(None);
     }
+    if dry_run {
+        return Ok(Some("(generated)".to_owned()));
+    }
     let mut id = [0; 20];
     getrandom::fill(&mut id).map_err(|e| Failure::new(format!("no random numbers: {e}")))?;
     Ok(Some(hex::encode(id)))
@@ -76,9 +79,9 @@ pub fn gateway(root: &Root) -> Result<Option<String>, Failure> {
 ///
 /// # Errors
 /// As [`gateway`].
-pub fn goal(answers: &Answers, root: &Root) -> Result<Goal, Failure> {
+pub fn goal(answers: &Answers, root: &Root, dry_run: bool) -> Result<Goal, Failure> {
     Ok(Goal {
-        files: settings::files(answers, gateway(root)?.as_deref()),
+        files: settings::files(answers, gateway(root, dry_run)?.as_deref()),
         kms_domain: answers.kms_domain.clone(),
         certificate: answers.acme().map(|_| format!("*.{}", answers.base_domain)),
         remedy: remedy(answers),

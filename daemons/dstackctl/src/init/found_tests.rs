@@ -6,17 +6,19 @@ use super::*;
 fn the_gateway_is_made_once_and_never_against_the_operator() {
     let directory = tempfile::tempdir().unwrap();
     let root = Root::below(directory.path());
-    let made = gateway(&root).unwrap().unwrap();
+    let made = gateway(&root, false).unwrap().unwrap();
     assert!(made.len() == 40 && hex::decode(&made).is_ok(), "{made}");
-    assert_ne!(gateway(&root).unwrap().unwrap(), made, "nothing is written yet");
+    assert_ne!(gateway(&root, false).unwrap().unwrap(), made, "nothing is written yet");
+    assert_eq!(gateway(&root, true).unwrap().unwrap(), "(generated)");
     root.write("/etc/dstack/kms.toml", b"gateway_app_id = \"ab\"", 0o644).unwrap();
-    assert_eq!(gateway(&root).unwrap(), None);
+    assert_eq!(gateway(&root, false).unwrap(), None);
     let ours = format!("gateway_app_id = \"{made}\"");
     root.write("/etc/dstack/kms.toml.d/20-init.toml", ours.as_bytes(), 0o644).unwrap();
-    assert_eq!(gateway(&root).unwrap(), Some(made));
+    assert_eq!(gateway(&root, true).unwrap(), Some(made.clone()));
+    assert_eq!(gateway(&root, false).unwrap(), Some(made));
     root.write("/etc/dstack/kms.toml.d/20-init.toml", b"", 0o644).unwrap();
     root.write("/etc/dstack/kms.toml", b"gateway_app_id = ", 0o644).unwrap();
-    assert!(gateway(&root).unwrap_err().message.contains("kms.toml"));
+    assert!(gateway(&root, false).unwrap_err().message.contains("kms.toml"));
 }
 
 #[test]

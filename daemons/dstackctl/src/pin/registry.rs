@@ -175,7 +175,18 @@ async fn encrypt(
 ) -> Result<tokio_rustls::client::TlsStream<TcpStream>, String> {
     let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned()).map_err(|e| e.to_string())?;
     let connector = TlsConnector::from(Arc::new(tls()?));
-    connector.connect(name, stream).await.map_err(|e| format!("TLS: {e}"))
+    connector.connect(name, stream).await.map_err(|e| format!("TLS: {e}{}", plain(&e)))
+}
+
+/// What to do about an answer that is no TLS at all.
+fn plain(error: &std::io::Error) -> &'static str {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match inner {
+        Some(rustls::Error::InvalidMessage(_)) => {
+            "; it seems to speak plain HTTP: if that is meant, give --registry-insecure HOST[:PORT]"
+        }
+        _ => "",
+    }
 }
 
 fn tls() -> Result<ClientConfig, String> {

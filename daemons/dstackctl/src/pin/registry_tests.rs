@@ -152,3 +152,21 @@ proptest::proptest! {
         }
     }
 }
+
+#[tokio::test]
+async fn a_registry_without_tls_is_told_from_others() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut hello = [0; 1024];
+        let _ = stream.read(&mut hello).await;
+        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").await;
+        let _ = stream.read(&mut hello).await;
+    });
+    let image = Reference::parse(&format!("{address}/web:1")).unwrap();
+    let registries = Registries { insecure: Vec::new(), mirrors: Vec::new() };
+    let error = registries.digest(&image).await.unwrap_err();
+    assert!(error.contains("--registry-insecure"), "{error}");
+}
