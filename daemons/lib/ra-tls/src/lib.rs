@@ -14,6 +14,7 @@
 //! - [`verify`]: the steps, in their order
 
 pub mod certificate;
+mod crypto;
 pub mod dropins;
 pub mod evidence;
 pub mod policy;

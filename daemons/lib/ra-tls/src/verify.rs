@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The steps of a verification. Nothing in the evidence is interpreted before the quote's signature is good.
 
+use crate::crypto::AwsLc;
 use crate::evidence::{Evidence, QUOTE_MAX};
 use crate::policy::{Image, Policy};
 use crate::roots::{Label, Roots};
@@ -78,6 +79,7 @@ fn genuine(evidence: &Evidence<'_>, roots: &Roots, now: u64) -> Result<QuoteClai
         Some(der) => QuoteVerifier::new(der.clone()),
         None => QuoteVerifier::new_prod(),
     };
+    let verifier = verifier.with_config::<AwsLc>();
     // Debug and service TDs are rules of ours: a verdict names them, where an error would only say no.
     let verifier = verifier.allow_debug(true).allow_service_td(true);
     verifier

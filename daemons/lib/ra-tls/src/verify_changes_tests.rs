@@ -222,3 +222,41 @@ fn what_failed_is_said() {
         assert!(reason.contains(word), "{word:?} is not in {reason:?}");
     }
 }
+
+/// The library that the verifier comes with is the measure of the one that is used.
+#[test]
+fn both_libraries_judge_signatures_alike() {
+    let root = GOOD.case.roots.root.der.clone().unwrap();
+    let agree = |quote: &[u8]| {
+        let portable = QuoteVerifier::new(root.clone());
+        let ours = QuoteVerifier::new(root.clone()).with_config::<crate::crypto::AwsLc>();
+        let (at, collateral) = (GOOD.case.at, &GOOD.collateral.0);
+        let good = portable.verify(quote, collateral, at).is_ok();
+        assert_eq!(ours.verify(quote, collateral, at).is_ok(), good);
+        good
+    };
+    assert!(agree(&GOOD.quote));
+    // All signatures, keys and certificates of a quote are behind what is signed.
+    let changed = (SIGNED..GOOD.quote.len()).step_by(101);
+    let refused = changed.filter(|at| !agree(&flipped(&GOOD.quote, *at))).count();
+    assert!(refused > 20, "{refused}");
+    // The other of the two signatures that ECDSA has for a message.
+    assert!(agree(&with_other_s(&GOOD.quote)));
+}
+
+/// The quote's signature (r, s) as (r, n - s).
+fn with_other_s(quote: &[u8]) -> Vec<u8> {
+    const N: [u8; 32] = [
+        0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xbc, 0xe6, 0xfa,
+        0xad, 0xa7, 0x17, 0x9e, 0x84, 0xf3, 0xb9, 0xca, 0xc2, 0xfc, 0x63, 0x25, 0x51,
+    ];
+    let mut other = quote.to_vec();
+    let at = SIGNED + 4 + 32;
+    let mut borrow = 0;
+    for index in (0..32).rev() {
+        let digit = i16::from(N[index]) - i16::from(quote[at + index]) - borrow;
+        borrow = i16::from(digit < 0);
+        other[at + index] = u8::try_from(digit + 256 * borrow).unwrap();
+    }
+    other
+}
