@@ -132,22 +132,29 @@ impl Kms {
         Anchor::pinned(self.public_key())
     }
 
-    fn sign(&self, mut params: CertificateParams, key: &KeyPair) -> Identity {
+    fn sign(&self, mut params: CertificateParams, key: &KeyPair) -> Vec<Vec<u8>> {
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let leaf = params.signed_by(key, &Issuer::from_params(&self.params, &self.key)).unwrap();
-        Identity::new(vec![leaf.der().to_vec(), self.root.clone()], Zeroizing::new(key.serialize_der()))
+        vec![leaf.der().to_vec(), self.root.clone()]
     }
 
     /// A gateway's identity.
     pub fn gateway(&self) -> Identity {
         let mut params = CertificateParams::default();
         params.custom_extensions = vec![extension(&OID_USAGE, Usage::GatewayRpc.text().as_bytes())];
-        self.sign(params, &KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap())
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        Identity::new(self.sign(params, &key), Zeroizing::new(key.serialize_der()))
     }
 
     /// The identity of a boot.
     pub fn app(&self, boot: &Boot) -> Identity {
+        let (chain, key) = self.app_chain(boot);
+        Identity::new(chain, Zeroizing::new(key))
+    }
+
+    /// The same in bytes: its chain, and its key as PKCS#8.
+    pub fn app_chain(&self, boot: &Boot) -> (Vec<Vec<u8>>, Vec<u8>) {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
         let mut params = CertificateParams::default();
         let (quote, log) = boot.evidence(report_data(&key.subject_public_key_info()));
@@ -159,7 +166,7 @@ impl Kms {
             params.custom_extensions.push(extension(&OID_QUOTE, &quote));
             params.custom_extensions.push(extension(&OID_EVENT_LOG, &log));
         }
-        self.sign(params, &key)
+        (self.sign(params, &key), key.serialize_der())
     }
 }
 
