@@ -68,8 +68,8 @@ impl Engine {
         account: &Credentials,
         observer: &dyn Observer,
     ) -> Result<(), EngineError> {
+        let records = self.caa_wanted(&*self.parts().acme, account).await?;
         for name in wanted.bases() {
-            let records = self.caa_wanted(&*self.parts().acme, account).await?;
             self.reconcile_name(workdir, &name, &records, observer).await?;
         }
         Ok(())

@@ -355,13 +355,16 @@ impl Engine {
     /// What the authority suggests, when that is old. Without it the age decides, so a failure is no error.
     async fn ask_suggestion(&self, live: Option<&Pair>, renewal: &mut Renewal, now: i64) {
         let Some(pair) = live else { return };
+        let nothing = (now..=now + renewal::DAY).contains(&renewal.nothing_until);
         if renewal.suggested_for.as_deref() == Some(&pair.leaf.serial)
-            && !renewal::is_suggestion_old(now, renewal.suggested.as_ref())
+            && (nothing || !renewal::is_suggestion_old(now, renewal.suggested.as_ref()))
         {
             return;
         }
         match self.parts().acme.suggestion(&pair.leaf).await {
             Ok(suggested) => {
+                // Many authorities suggest nothing. They are not asked at every look, for each certificate.
+                renewal.nothing_until = if suggested.is_none() { now + renewal::DAY } else { 0 };
                 renewal.suggested = suggested;
                 renewal.suggested_for = Some(pair.leaf.serial.clone());
             }

@@ -22,6 +22,9 @@ pub struct Renewal {
     pub suggested: Option<Suggested>,
     /// For the certificate with this serial number.
     pub suggested_for: Option<Vec<u8>>,
+    /// The authority suggests nothing for it; it is asked again then, Unix seconds.
+    #[serde(default)]
+    pub nothing_until: i64,
     /// Directory of the authority that issued the live one; `None`: a certificate from elsewhere.
     pub directory: Option<String>,
 }

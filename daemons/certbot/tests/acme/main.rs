@@ -5,9 +5,11 @@
 
 mod caa;
 mod cloudflare;
+mod counting;
 mod faults;
 mod issue;
 mod kills;
+mod many;
 mod proxy;
 mod servers;
 mod troubles;

@@ -116,6 +116,11 @@ impl Proxy {
         plan.seen.iter().filter(|(seen, _)| seen.starts_with(path)).map(|(_, status)| *status).collect()
     }
 
+    /// Paths of all requests, in order.
+    pub fn paths(&self) -> Vec<String> {
+        self.plan.lock().unwrap().seen.iter().map(|(path, _)| path.clone()).collect()
+    }
+
     /// Another fault, at the next request there.
     pub fn arm(&self, path: &'static str, fault: Fault) {
         let mut plan = self.plan.lock().unwrap();
