@@ -316,8 +316,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// Whether TCP has got all that was sent. A record may wait in the kernel for room, and is lost when the socket is
-    /// shut down or closed meanwhile.
+    /// Whether TCP has got all that was sent. A record may wait in the kernel for room, and by its source the
+    /// kernel abandons it when the socket is shut down or closed meanwhile.
     ///
     /// # Errors
     /// `WouldBlock` when it cannot be told at this moment, else when the connection is broken.
