@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Names of a usual run.
-const NAMES: usize = 50;
+const NAMES: usize = 12;
 /// What one name may cost of the authority: authorization, challenge, and looking whether it is done.
 const PER_NAME: usize = 3;
 /// What one certificate may cost besides: directory, nonce, order, looks at it, finalization, chain.
