@@ -186,6 +186,7 @@ pub struct AcmeInfoResponse {
     /// In a CVM: the guest agent's quote of the account, JSON text as GetQuote gives it. Its report data are SHA-512 of
     /// `acme-account:` and the URI. Empty elsewhere.
     #[prost(string, tag = "3")]
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub account_quote: String,
 }
 
