@@ -16,7 +16,7 @@ export CACHE OUT CARGO_TARGET_DIR V ONLY KEEP DEBIAN_MIRROR
 
 DEPS = tests/vm/lib/deps.sh
 
-.PHONY: help all build install deb image demo check unit scores sdk attacks bench-boot bench-kms bench-proxy bench-idle lint machine clean distclean
+.PHONY: help all build install deb image demo check unit scores sdk attacks bench-boot bench-kms bench-proxy bench-idle bench-idle-processes lint machine clean distclean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -106,6 +106,10 @@ bench-idle: ## 50,000 idle connections through the ingress, in the QEMU machine
 	@$(DEPS) build deb vm
 	@tests/vm/build-debs
 	@IDLE=50000 QEMU_MEMORY=4G tests/vm/run TEST-13-KERNEL
+
+bench-idle-processes: ## 52,500 idle connections, held by seven data planes on this machine
+	@$(DEPS) build
+	@tests/bench/idle/run
 
 bench-boot: ## boot time, ours against a plain Debian with Docker, in one run
 	@tests/bench/boot/run

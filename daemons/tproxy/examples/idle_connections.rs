@@ -5,24 +5,25 @@
 //! - `idle_connections open INGRESS COUNT NAME…` sends the ClientHello of a name, takes turns among the names, and waits for
 //!   that byte; READY when all are there, with what it took as status
 //!
-//! A client has few ports for one address: each 20,000 connections come from another address of loopback, and an ingress
-//! wants another port of the app (another name).
+//! There are few ports for connections to one address: each 20,000 go to the next address of the loopback network that the
+//! ingress listens on, and an ingress wants another port of the app (another name). No client takes its port by bind(2):
+//! such a port is free for no other connection, not even the ingress's own to the app.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use dstack_ra_rpc::tls::unauthenticated_config;
 use dstack_service::lifecycle;
 use rustls::ClientConnection;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 /// Connections that are being opened at a time.
 const UNDER_WAY: usize = 64;
-/// Connections from one address.
+/// Connections to one address.
 const PER_ADDRESS: usize = 20_000;
 
 async fn serve(addresses: &[String]) {
@@ -57,16 +58,20 @@ fn hello(name: &str) -> Arc<[u8]> {
     bytes.into()
 }
 
-async fn open(ingress: SocketAddr, from: Ipv4Addr, hello: Arc<[u8]>) -> io::Result<TcpStream> {
-    let socket = TcpSocket::new_v4()?;
-    socket.bind((from, 0).into())?;
-    let mut stream = socket.connect(ingress).await?;
+async fn open(ingress: SocketAddrV4, hello: Arc<[u8]>) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect(ingress).await?;
     stream.write_all(&hello).await?;
     stream.read_exact(&mut [0]).await?;
     Ok(stream)
 }
 
-async fn open_all(ingress: SocketAddr, count: usize, names: &[String]) {
+/// The address that connection number `n` goes to.
+fn address(ingress: SocketAddrV4, n: usize) -> SocketAddrV4 {
+    let further = u32::try_from(n / PER_ADDRESS).expect("a number of addresses");
+    SocketAddrV4::new(Ipv4Addr::from(u32::from(*ingress.ip()) + further), ingress.port())
+}
+
+async fn open_all(ingress: SocketAddrV4, count: usize, names: &[String]) {
     let hellos: Vec<_> = names.iter().map(|name| hello(name)).collect();
     let (began, mut held) = (Instant::now(), Vec::with_capacity(count));
     let mut opening = JoinSet::<io::Result<TcpStream>>::new();
@@ -74,9 +79,7 @@ async fn open_all(ingress: SocketAddr, count: usize, names: &[String]) {
         if opening.len() >= UNDER_WAY {
             held.push(opening.join_next().await.unwrap().unwrap().expect("every connection is taken"));
         }
-        let last = u8::try_from(n / PER_ADDRESS).expect("at most 255 addresses");
-        let from = Ipv4Addr::new(127, 0, 1, last);
-        opening.spawn(open(ingress, from, Arc::clone(&hellos[n % hellos.len()])));
+        opening.spawn(open(address(ingress, n), Arc::clone(&hellos[n % hellos.len()])));
     }
     while let Some(opened) = opening.join_next().await {
         held.push(opened.unwrap().expect("every connection is taken"));
