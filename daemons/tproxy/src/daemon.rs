@@ -7,7 +7,7 @@ use crate::control::Control;
 use crate::dns;
 use crate::engine::keeper::LOOK;
 use crate::engine::{Engine, Parts, Told};
-use crate::issuer::{HostKms, Issued, Issuer};
+use crate::issuer::{GuestAgent, HostKms, Issued, Issuer};
 use crate::names::Names;
 use crate::rpc::{self, Served};
 use crate::session::{self, Shared};
@@ -170,9 +170,12 @@ struct Work {
     connection: Connection,
 }
 
+/// Whenever asking for a certificate again may help.
+type News = Pin<Box<dyn Stream<Item = ()> + Send>>;
+
 /// What serves the RPC, as soon as there is a certificate to show.
 struct Rpc {
-    issuer: HostKms,
+    issuer: Box<dyn Issuer>,
     waiting: Vec<OwnedFd>,
     served: Option<(Served, Vec<u8>)>,
     stopped: watch::Receiver<bool>,
@@ -189,24 +192,35 @@ impl Work {
         }
         // A failure is in the status, and mended at the next look.
         drop(self.engine.make_tunnel().await);
-        let pinned = self.engine.settings().kms_public_key.clone();
-        let issuer = HostKms::new(self.connection.clone(), pinned);
+        // Before the first try, so that nothing is missed in between.
+        let (issuer, news) = self.issuer().await?;
         let mut rpc = Rpc { issuer, waiting: rpc, served: None, stopped, renewed: None, tried: None };
         if rpc.waiting.is_empty() {
             tracing::warn!("no RPC socket was passed; nobody can register; start dstack-tproxy-rpc.socket");
         }
-        // Before the first try, so that nothing is missed in between.
-        let news = rpc.issuer.news().await?;
         tokio::spawn(certbot::follow(self.control.clone(), self.engine.clone(), self.connection.clone()));
         rpc.issue(&self).await;
         self.control.ensure_plane().await;
         lifecycle::ready(&self.status());
-        let result = self.watch_over(&mut rpc, Box::pin(news), signals).await;
+        let result = self.watch_over(&mut rpc, news, signals).await;
         stop.send_replace(true);
         if let Some((served, _)) = rpc.served {
             served.wait().await;
         }
         result
+    }
+
+    /// Who issues our certificate, and when trying again may help: in a CVM, where there is a guest agent, that; on a host
+    /// its key service.
+    async fn issuer(&self) -> Outcome<(Box<dyn Issuer>, News)> {
+        let settings = self.engine.settings();
+        let (socket, pinned) = (settings.agent.clone(), settings.kms_public_key.clone());
+        if socket.exists() {
+            return Ok((Box::new(GuestAgent { socket, pinned }), Box::pin(futures_util::stream::pending())));
+        }
+        let kms = HostKms::new(self.connection.clone(), pinned);
+        let news = kms.news().await?;
+        Ok((Box::new(kms), Box::pin(news)))
     }
 
     fn shared(&self) -> Outcome<Shared> {

@@ -1,13 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Our own certificate, from the key service of this host (trust rules T17, T20).
+//! Our own certificate (trust rules T17, T20): from the key service of this host, or in a CVM by the guest agent from the
+//! key service of the app that we are.
 
+use dstack_core::csr::GATEWAY_SUBJECT;
 use dstack_ra_rpc::Identity;
 use dstack_ra_rpc::peer::BoxFuture;
 use dstack_ra_tls::certificate::{self, Usage};
+use dstack_rpc::client;
+use dstack_rpc::dstack::GetTlsKeyArgs;
+use dstack_rpc::tappd::GetTlsKeyResponse;
 use dstack_service::api::kms1::{self, Error, ManagerProxy};
 use futures_util::StreamExt;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
+use std::path::PathBuf;
 use std::time::Duration;
+use tokio::net::UnixStream;
 use tokio::time::timeout;
 use zbus::Connection;
 use zbus::proxy::CacheProperties;
@@ -72,6 +79,38 @@ impl HostKms {
     }
 }
 
+/// The guest agent, which asks the key service that the app is pinned to. That signs for the app that is its gateway.
+#[derive(Debug, Clone)]
+pub struct GuestAgent {
+    /// Its socket.
+    pub socket: PathBuf,
+    /// The key that the key service must have.
+    pub pinned: Option<Vec<u8>>,
+}
+
+impl GuestAgent {
+    async fn ask(&self) -> Result<Issued, String> {
+        let failed = |e: &dyn std::fmt::Display| format!("the guest agent at {}: {e}", self.socket.display());
+        let stream = UnixStream::connect(&self.socket).await.map_err(|e| failed(&e))?;
+        let args = GetTlsKeyArgs {
+            subject: GATEWAY_SUBJECT.into(),
+            usage_ra_tls: true,
+            usage_server_auth: true,
+            usage_client_auth: true,
+            ..GetTlsKeyArgs::default()
+        };
+        let reply: GetTlsKeyResponse =
+            client::call(stream, "/GetTlsKey?json", &args).await.map_err(|e| failed(&e))?;
+        let damaged = "it sent no key";
+        let text = Zeroizing::new(reply.key);
+        let pkcs8 = Zeroizing::new(pem::parse(text.as_str()).map_err(|_| failed(&damaged))?.into_contents());
+        let key = KeyPair::try_from(pkcs8.as_slice()).map_err(|_| failed(&damaged))?;
+        let der = |text: &String| pem::parse(text).map(pem::Pem::into_contents);
+        let chain: Result<Vec<_>, _> = reply.certificate_chain.iter().map(der).collect();
+        issued(chain.map_err(|e| failed(&e))?, &key, self.pinned.as_deref())
+    }
+}
+
 fn words(error: Error) -> String {
     match error {
         Error::Fdo(fdo) if fdo.is_denied() => format!("the key service refuses: {fdo}"),
@@ -93,7 +132,7 @@ fn issued(chain: Vec<Vec<u8>>, key: &KeyPair, pinned: Option<&[u8]>) -> Result<I
         return Err("the key service sent a certificate that is not what was asked for".to_owned());
     }
     if pinned.is_some_and(|pinned| pinned != root.public_key) {
-        return Err("this host's key service is not the one of kms.public_key in tproxy.toml".to_owned());
+        return Err("the key service is not the one of kms.public_key in tproxy.toml".to_owned());
     }
     let kms = root.public_key;
     let pkcs8 = Zeroizing::new(key.serialize_der());
@@ -107,6 +146,15 @@ impl Issuer for HostKms {
             asked.unwrap_or_else(|_| {
                 Err("the key service does not answer; see journalctl -u dstack-kms".to_owned())
             })
+        })
+    }
+}
+
+impl Issuer for GuestAgent {
+    fn issue(&self) -> BoxFuture<'_, Result<Issued, String>> {
+        Box::pin(async {
+            let asked = timeout(PATIENCE, self.ask()).await;
+            asked.unwrap_or_else(|_| Err("the guest agent does not answer".to_owned()))
         })
     }
 }

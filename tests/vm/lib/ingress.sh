@@ -42,9 +42,13 @@ load_stop() {
         awk "{ n++ } !/ 200 0\$/ { lost++ } END { print n \" requests, \" lost + 0 \" lost\" }" /run/load; systemctl kill --signal=KILL load'
 }
 
+# load_has N: so many requests have ended.
+load_has() { in_host_sh '[ "$(wc -l </run/load)" -ge "$1" ]' "$1"; }
+
 # lost_at_most N: load_stop, and more than a handful of requests.
 lost_at_most() {
     local said
+    eventually 20 load_has 20 >/dev/null
     said=$(load_stop) || { echo "$said" && return 1; }
     echo "$said"
     awk -v most="$1" '/ requests, / { seen = 1; exit !($1 >= 20 && $3 <= most) } END { if (!seen) exit 1 }' <<<"$said"

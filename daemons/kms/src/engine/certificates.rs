@@ -5,7 +5,7 @@ use super::keys::refused;
 use super::{Engine, SIGNINGS_MAX, summary};
 use crate::authority::Attached;
 use crate::release_log::Kind;
-use dstack_core::csr::Csr;
+use dstack_core::csr::{Csr, GATEWAY_SUBJECT};
 use dstack_core::event_log::Milestone;
 use dstack_keys::ecdsa;
 use dstack_ra_rpc::Peer;
@@ -47,6 +47,10 @@ impl Engine {
             let reason =
                 format!("this instance has got {SIGNINGS_MAX} certificates within a minute; wait a little");
             return Err(RpcError::failed(reason));
+        }
+        if csr.config.subject == GATEWAY_SUBJECT {
+            let chain = self.sign_gateway_app(&authority, boot, &verdict, &csr.public_key).await?;
+            return Ok(SignCertResponse { certificate_chain: chain });
         }
         let evidence =
             csr.config.ext_quote.then_some(Attached { quote: &csr.quote, event_log: &csr.event_log });

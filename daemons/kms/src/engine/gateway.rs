@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Certificates for the ingress of this host (trust rules T17, T20).
+//! Certificates for the ingress, of this host or in a CVM (trust rules T17, T20).
 
-use super::{Engine, internal, invalid};
-use crate::authority::AuthorityError;
+use super::{Engine, internal, invalid, summary};
+use crate::authority::{Authority, AuthorityError, pem};
 use crate::release_log::{Event, Kind};
+use dstack_core::event_log::Trusted;
+use dstack_ra_tls::Verdict;
+use dstack_rpc::RpcError;
 use dstack_service::api::kms1::Error;
 
 impl Engine {
@@ -25,7 +28,6 @@ impl Engine {
             AuthorityError::Refused(reason) => invalid(reason),
             other => internal(other),
         })?;
-        let key = hex::encode(openssl::sha::sha256(public_key));
         let event = Event {
             time: self.now(),
             kind: Kind::Signed,
@@ -33,10 +35,47 @@ impl Engine {
             instance: None,
             compose_hash: None,
             verdict: String::new(),
-            reason: format!("role=gateway:rpc key=sha256:{key}"),
+            reason: reason(public_key),
         };
         self.0.log.record(event).await.map_err(internal)?;
         tracing::info!(DSTACK_APP = app.to_string(), "a certificate was issued to gateway {app}");
         Ok(chain)
     }
+
+    /// The same for a measured app that asks for it by [`dstack_core::csr::GATEWAY_SUBJECT`]: the ingress in a CVM. PEM.
+    ///
+    /// # Errors
+    /// 403 unless the settings name this app as the gateway, 400 for another kind of key.
+    pub(super) async fn sign_gateway_app(
+        &self,
+        authority: &Authority,
+        boot: &Trusted,
+        verdict: &Verdict,
+        public_key: &[u8],
+    ) -> Result<Vec<String>, RpcError> {
+        let app = boot.app_id;
+        if self.0.parts.settings.gateway_app_id != Some(app) {
+            let reason = format!(
+                "app {app} is not the gateway of this key service; if it is to be, set gateway_app_id = \"{app}\" in \
+                 /etc/dstack/kms.toml, then run: systemctl restart dstack-kms"
+            );
+            self.deny(boot, verdict, &reason).await;
+            return Err(RpcError::forbidden(reason));
+        }
+        let chain = authority.gateway(&app, public_key, self.system_time());
+        let chain = chain.map_err(|e| RpcError::failed(e.to_string()))?;
+        let event = self.event(Kind::Signed, boot, summary(verdict, None), &reason(public_key));
+        self.0.log.record(event).await.map_err(|e| RpcError::failed(e.to_string()))?;
+        tracing::info!(
+            DSTACK_APP = app.to_string(),
+            "a certificate was issued to gateway {app}, which runs in a CVM"
+        );
+        Ok(chain.iter().map(|der| pem(der)).collect())
+    }
+}
+
+/// What the release log says of a certificate.
+fn reason(public_key: &[u8]) -> String {
+    let key = hex::encode(openssl::sha::sha256(public_key));
+    format!("role=gateway:rpc key=sha256:{key}")
 }

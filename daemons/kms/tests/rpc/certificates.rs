@@ -2,8 +2,8 @@
 //! Certificates for apps.
 
 use crate::keys::{COMPOSE, other_compose};
-use crate::world::{Boot, READY, WANTS, World, reason};
-use dstack_core::csr::{Config, Csr};
+use crate::world::{Boot, READY, Setup, WANTS, World, reason};
+use dstack_core::csr::{Config, Csr, GATEWAY_SUBJECT};
 use dstack_kms::engine::SIGNINGS_MAX;
 use dstack_ra_tls::certificate::{self, Usage};
 use dstack_rpc::kms::{SignCertRequest, SignCertResponse};
@@ -132,4 +132,26 @@ async fn t17_a_gateway_gets_a_certificate_of_its_role_and_no_other() {
     assert_eq!((leaf.public_key, leaf.quote), (key, None));
     assert_eq!(certificate::parse(&chain[1]).unwrap().public_key, authority.public_key());
     assert!(authority.gateway(&app, &[1; 91], std::time::SystemTime::now()).is_err());
+}
+
+#[tokio::test]
+async fn t17_an_ingress_in_a_cvm_is_a_gateway_when_the_settings_name_its_app() {
+    let boot = Boot::of(COMPOSE, READY);
+    let asked = || Config { subject: GATEWAY_SUBJECT.into(), ..wishes() };
+    let world = World::with(Setup { gateway: Some(boot.app), ..Setup::default() }).await;
+    let leaf = async |config| {
+        let chain = sign(&world, &boot, &boot.csr(config)).await.unwrap().certificate_chain;
+        let claims = certificate::parse(pem::parse(&chain[0]).unwrap().contents()).unwrap();
+        (claims.usage, claims.app_id, chain.len())
+    };
+    assert_eq!(leaf(asked()).await, (Some(Usage::GatewayRpc), Some(boot.app), 2));
+    let (log, _) = world.engine.log().of_app(&boot.app, 0, 0).unwrap();
+    assert!(format!("{log:?}").contains("role=gateway:rpc"), "t23: {log:?}");
+    assert_eq!(leaf(wishes()).await.0, Some(Usage::AppCustom), "its other certificates are an app's");
+
+    let other = Boot::of(&other_compose(1), READY);
+    let refused = sign(&world, &other, &other.csr(asked())).await.unwrap_err();
+    assert!(refused.contains("is not the gateway") && refused.contains("gateway_app_id"), "{refused}");
+    let claimed = Boot::of(&other_compose(1), READY).claiming(boot.app);
+    assert!(sign(&world, &claimed, &claimed.csr(asked())).await.is_err(), "an app id is a claim (T1)");
 }

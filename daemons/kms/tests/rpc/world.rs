@@ -188,6 +188,8 @@ pub struct Setup {
     pub attest: Arc<dyn Attest>,
     /// Judges instead of the one that `roots` make.
     pub verifier: Option<Arc<Verifier>>,
+    /// `gateway_app_id` of the settings.
+    pub gateway: Option<AppId>,
 }
 
 impl Default for Setup {
@@ -198,6 +200,7 @@ impl Default for Setup {
             webhook: Arc::new(Nobody),
             attest: Arc::new(OnHost),
             verifier: None,
+            gateway: None,
         }
     }
 }
@@ -225,7 +228,10 @@ pub fn open(setup: &Setup, state: &Path) -> (Engine, mpsc::UnboundedReceiver<Tol
         std::fs::write(trust.join("test.pem"), dstack_kms::authority::pem(ROOT.certificate())).unwrap();
     }
     let parts = Parts {
-        settings: Settings::from_input(Input::default()).unwrap(),
+        settings: Settings {
+            gateway_app_id: setup.gateway,
+            ..Settings::from_input(Input::default()).unwrap()
+        },
         directories: Directories { vendor: state.join("lib"), operator: state.join("etc") },
         state: state.to_owned(),
         verifier: setup.verifier.clone().unwrap_or_else(|| Arc::new(verifier(setup.roots.clone()))),

@@ -38,6 +38,8 @@ pub const ALT_NAMES_MAX: usize = 64;
 pub const ALT_NAME_MAX: usize = 253;
 
 /// First labels of names that belong to the infrastructure; apps do not get them (trust rule T20, known attack P22).
+/// Subject by which the ingress, running as an app, asks for a certificate of role `gateway:rpc`.
+pub const GATEWAY_SUBJECT: &str = "dstack gateway";
 const RESERVED: [&str; 5] = ["kms", "tproxy", "gateway", "dstack-kms", "dstack-tproxy"];
 
 /// A request.

@@ -141,10 +141,16 @@ impl Kms {
 
     /// A gateway's identity.
     pub fn gateway(&self) -> Identity {
+        let (chain, key) = self.chain(Usage::GatewayRpc);
+        Identity::new(chain, Zeroizing::new(key.serialize_der()))
+    }
+
+    /// A chain for whoever has this role, and its key.
+    pub fn chain(&self, usage: Usage) -> (Vec<Vec<u8>>, KeyPair) {
         let mut params = CertificateParams::default();
-        params.custom_extensions = vec![extension(&OID_USAGE, Usage::GatewayRpc.text().as_bytes())];
+        params.custom_extensions = vec![extension(&OID_USAGE, usage.text().as_bytes())];
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-        Identity::new(self.sign(params, &key), Zeroizing::new(key.serialize_der()))
+        (self.sign(params, &key), key)
     }
 
     /// The identity of a boot.
