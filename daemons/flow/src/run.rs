@@ -11,7 +11,9 @@ use dstack_sys::fds;
 use dstack_sys::ktls::{self, Support};
 use dstack_sys::signal::{self, Signals};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::io::Errno;
+use rustix::net::sockopt::{self, Timeout};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Resource, Rlimit};
 use sd_notify::NotifyState;
 use std::io;
@@ -234,10 +236,19 @@ fn listeners(options: &Options) -> Result<Vec<Listener>, RunError> {
     if all.is_empty() { Err(RunError::NoSocket) } else { Ok(all) }
 }
 
+/// Longest time that accepting may hold a worker up; the kernel rounds it up to its tick.
+const ACCEPT_MAX: Duration = Duration::from_millis(1);
+
 /// Makes a listening socket fit for the workers: it does not block, and clients inherit TCP_NODELAY.
+///
+/// O_NONBLOCK belongs to the socket and not to us: systemd and each generation have the same one, and systemd clears the
+/// flag whenever it passes the socket to a service without NonBlocking=. A worker that then waited in accept(2) would
+/// leave all its clients waiting, so the socket has a timeout, too.
 fn listener(fd: OwnedFd, front: Front) -> Result<Listener, RunError> {
-    rustix::io::ioctl_fionbio(&fd, true).map_err(|error| RunError::Io("socket", error.into()))?;
-    sockopt::set_tcp_nodelay(&fd, true).map_err(|error| RunError::Io("socket", error.into()))?;
+    let failed = |error: Errno| RunError::Io("socket", error.into());
+    rustix::io::ioctl_fionbio(&fd, true).map_err(failed)?;
+    sockopt::set_socket_timeout(&fd, Timeout::Recv, Some(ACCEPT_MAX)).map_err(failed)?;
+    sockopt::set_tcp_nodelay(&fd, true).map_err(failed)?;
     Ok(Listener { fd: Arc::new(fd), front })
 }
 

@@ -114,7 +114,12 @@ impl Worker {
                 self.evict(0);
                 false
             }
-            // Another worker was faster, or the client is gone.
+            // Another worker was faster. When that took the socket's timeout, somebody has made the socket block.
+            Err(Errno::AGAIN) => {
+                let _ = rustix::io::ioctl_fionbio(&*listener.fd, true);
+                false
+            }
+            // The client is gone.
             Err(_) => false,
         }
     }

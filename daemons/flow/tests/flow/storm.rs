@@ -5,6 +5,7 @@ use crate::client::{client, hello, open};
 use crate::hostile::{rest, script, works};
 use crate::world::{BASE, World, connect, echo, id, instance};
 use dstack_core::flow::Stats;
+use rustix::io::ioctl_fionbio;
 use rustix::net::sockopt::set_socket_linger;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::{Read, Write};
@@ -240,4 +241,32 @@ fn where_nobody_answers_the_client_hears_it_in_time() {
     stream.write_all(&hello(&format!("{}-{port}s.{BASE}", id(9)), None, 0)).unwrap();
     assert_eq!(rest(&stream), [21, 3, 3, 0, 2, 2, 80]);
     world.counted(|s| s.counters.connect_timeout == 1 && s.instances.iter().any(|i| i.failed == 1));
+}
+
+/// How long one client waits that is passed through and hears its own words.
+fn served(at: SocketAddr, hello: &[u8]) -> Duration {
+    let start = Instant::now();
+    let mut stream = connect(at);
+    stream.write_all(hello).unwrap();
+    let mut back = vec![0; hello.len()];
+    stream.read_exact(&mut back).unwrap();
+    start.elapsed()
+}
+
+/// systemd does this to a socket when it passes it to a service without NonBlocking=, such as another generation.
+#[test]
+fn a_socket_that_is_made_to_block_holds_nobody_up() {
+    let port = echo("127.9.9.1");
+    let world = World::new(script("127.9.9.1", 5_000));
+    let (at, listener) = (world.ingress, world.listener(world.ingress));
+    let bytes = hello(&format!("{}-{port}s.{BASE}", id(9)), None, 0);
+    // Both workers wake for a burst, and one comes late now and then; nobody comes after a burst to wake it again.
+    for _ in 0..500 {
+        ioctl_fionbio(&listener, false).unwrap();
+        let longest = std::thread::scope(|scope| {
+            let all: Vec<_> = (0..6).map(|_| scope.spawn(|| served(at, &bytes))).collect();
+            all.into_iter().map(|one| one.join().unwrap()).max().unwrap()
+        });
+        assert!(longest < SOON, "{longest:?}");
+    }
 }

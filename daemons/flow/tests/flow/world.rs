@@ -4,10 +4,12 @@
 use dstack_core::flow::{
     self, Certificate, Config, Decoder, FromFlow, Instance, Parsed, Secret, Stats, Target, ToFlow,
 };
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::net::{getsockname, sockopt};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, kill_process, pidfd_getfd, pidfd_open};
 use std::collections::{BTreeSet, HashMap};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -198,9 +200,26 @@ impl World {
         self.signal(Signal::CONT);
     }
 
+    /// The listening socket of an address: the same one that the process has, as systemd has it in service.
+    pub fn listener(&self, address: SocketAddr) -> OwnedFd {
+        let process = pidfd_open(self.pid(), PidfdFlags::empty()).unwrap();
+        let numbers = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
+        let numbers = numbers.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap());
+        let mut all = numbers.filter_map(|fd| pidfd_getfd(&process, fd, PidfdGetfdFlags::empty()).ok());
+        let is_it = |fd: &OwnedFd| {
+            sockopt::socket_acceptconn(fd).is_ok_and(|listens| listens)
+                && getsockname(fd)
+                    .is_ok_and(|name| SocketAddr::try_from(name).is_ok_and(|name| name == address))
+        };
+        all.find(is_it).expect("it listens there")
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap()
+    }
+
     fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
-        kill_process(pid, signal).unwrap();
+        kill_process(self.pid(), signal).unwrap();
     }
 }
 

@@ -34,10 +34,7 @@ fn serve(socket: &Path, reply: GetTlsKeyResponse) {
 
 fn reply(chain: &[Vec<u8>], key: &KeyPair) -> GetTlsKeyResponse {
     let pem = |der: &Vec<u8>| pem::encode(&pem::Pem::new("CERTIFICATE", der.clone()));
-    GetTlsKeyResponse {
-        key: key.serialize_pem(),
-        certificate_chain: chain.iter().map(pem).collect(),
-    }
+    GetTlsKeyResponse { key: key.serialize_pem(), certificate_chain: chain.iter().map(pem).collect() }
 }
 
 #[tokio::test]
