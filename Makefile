@@ -16,7 +16,7 @@ export CACHE OUT CARGO_TARGET_DIR V ONLY KEEP DEBIAN_MIRROR
 
 DEPS = tests/vm/lib/deps.sh
 
-.PHONY: help all build install deb image demo check unit scores sdk attacks bench-boot bench-kms bench-proxy bench-idle bench-idle-processes lint machine clean distclean
+.PHONY: help all build install deb image ingress demo check unit scores sdk attacks bench-boot bench-kms bench-proxy bench-idle bench-idle-processes lint machine clean distclean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -77,6 +77,11 @@ deb: ## build the Debian packages into $(OUT)/deb and run lintian
 image: ## build the guest image (PROFILE=prod or dev) into $(OUT)/image
 	@$(DEPS) build image
 	@tests/vm/build-image $(PROFILE)
+
+ingress: ## the image of the ingress as an app in a CVM (an OCI layout) into $(OUT)/ingress
+	@$(DEPS) build deb image
+	@tests/vm/build-debs
+	@tests/vm/build-ingress
 
 demo: ## packages, image, host machine, an app in a VM, its page
 	@tests/vm/demo

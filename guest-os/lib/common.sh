@@ -19,7 +19,7 @@ workspace_version() { sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)
 # Date of the last commit that touched the image, so that a checkout builds the same bytes anywhere.
 source_date() {
     local t
-    t=$(git -c safe.directory="*" -C "$here" log -1 --format=%ct -- . 2>/dev/null) || t=''
+    t=$(git -c safe.directory="*" -C "$here" log -1 --format=%ct -- . ':!ingress' ':!lib/oci.sh' 2>/dev/null) || t=''
     echo "${t:-1735689600}"
 }
 
@@ -29,7 +29,7 @@ guest_debs() { [ -z "$debs" ] || find "$(realpath "$debs")" -maxdepth 1 -name 'd
 input_hash() {
     {
         echo "$profile $version $SOURCE_DATE_EPOCH $(tree_name)"
-        find "$here" -mindepth 1 ! -name '*.md' \( -type f -exec sha256sum {} + -o -type l -printf '%p %l\n' \) | sed "s,$here/,," | sort
+        find "$here" -mindepth 1 ! -name '*.md' ! -path "$here/ingress*" ! -name oci.sh \( -type f -exec sha256sum {} + -o -type l -printf '%p %l\n' \) | sed "s,$here/,," | sort
         guest_debs | xargs -r sha256sum | sed 's, .*/, ,'
     } | sha256sum | cut -c1-20
 }

@@ -21,13 +21,17 @@ check "the socket of the tunnel was all that it took" matches 'dstack-wg0' in_ho
 check "t19 nothing that comes out of the tunnel is forwarded" matches 'iif dstack-wg0 prohibit' in_host ip rule
 
 # --- two instances of an app, one of another ------------------------------------------------------
+start "$APP_FILE" --name other --tproxy-port 80 >"$OUT/other.deployed" 2>&1 & # a VM takes one processor
+OTHER_DEPLOY=$!
 must "deploy an app" start "$APP_FILE" --name one
 check "deploy prints its address" matches "https://$(vm_field one app_id)-80.apps.test:9443/ +through the ingress" echo "$REPLY"
 # An instance more of the same app runs the same document, to the byte.
 in_host_sh 'dstackctl --json deploy "$1" --name one --key-provider kms --registry-insecure "$2" --dry-run | jq -rj .app_compose >/root/one.json' "$APP_FILE" "$REGISTRY"
 must "a second instance of it" in_host_sh 'dstackctl --no-wait deploy /root/one.json --name two -c 1 -m 1536M'
-must "and another app, of which clients reach one port" start "$APP_FILE" --name other --tproxy-port 80
-check "deploy prints the address of that port alone" equals 1 grep -c "through the ingress" <(echo "$REPLY")
+OTHER_RC=0
+wait "$OTHER_DEPLOY" || OTHER_RC=$?
+must "and another app, of which clients reach one port" test "$OTHER_RC" = 0
+check "deploy prints the address of that port alone" equals 1 grep -c "through the ingress" "$OUT/other.deployed"
 TAIL=40 must "the second instance is up" wait_ready two
 APP=$(vm_field one app_id) ONE=$(vm_field one instance_id) TWO=$(vm_field two instance_id) OTHER=$(vm_field other app_id)
 check "all three are registered and online" eventually 60 equals 3 online

@@ -2,7 +2,9 @@
 # is made. No registry is in reach of the bench, so it brings its own: registry.test:5000.
 # shellcheck shell=bash
 
-IMAGES=(hello-web hello-counter bench keys ingress)
+. "$TOP/guest-os/lib/oci.sh"
+
+IMAGES=(hello-web hello-counter bench keys ingress relay)
 
 # images_make TREE: every image of the bench, pushed into the registry of TREE.
 images_make() {
@@ -49,33 +51,12 @@ image_root() {
 
 # image_layout WORK IMAGE: an OCI layout WORK/IMAGE.oci of the base layer and WORK/IMAGE.root.
 image_layout() {
-    local work=$1 image=$2 oci=$1/$2.oci diffs=() layers=() dir entry
-    mkdir -p "$oci/blobs/sha256"
-    for dir in "$work/base" "$work/$image.root"; do
-        tar -C "$dir" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf "$work/layer.tar" .
-        diffs+=("sha256:$(sha256sum <"$work/layer.tar" | cut -c 1-64)")
-        gzip -n -9 <"$work/layer.tar" >"$work/layer"
-        layers+=("$(oci_blob "$oci" "$work/layer" application/vnd.oci.image.layer.v1.tar+gzip)")
+    local work=$1 image=$2 dir tars=()
+    for dir in base "$image.root"; do
+        tars+=("$work/$dir.tar")
+        tar -C "$work/$dir" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf "$work/$dir.tar" .
     done
-    entry=$(cat "$VM_DIR/images/$image/config.json")
-    jq -n --argjson config "$entry" '{architecture: "amd64", os: "linux", created: "1970-01-01T00:00:00Z",
-        config: ({Env: ["PATH=/bin"]} + $config), rootfs: {type: "layers", diff_ids: $ARGS.positional}}' \
-        --args "${diffs[@]}" >"$work/config"
-    jq -n --argjson config "$(oci_blob "$oci" "$work/config" application/vnd.oci.image.config.v1+json)" \
-        '{schemaVersion: 2, mediaType: "application/vnd.oci.image.manifest.v1+json", config: $config,
-          layers: [$ARGS.positional[] | fromjson]}' --args "${layers[@]}" >"$work/manifest"
-    jq -n --argjson manifest "$(oci_blob "$oci" "$work/manifest" application/vnd.oci.image.manifest.v1+json)" \
-        '{schemaVersion: 2, manifests: [$manifest]}' >"$oci/index.json"
-    echo '{"imageLayoutVersion": "1.0.0"}' >"$oci/oci-layout"
-}
-
-# oci_blob OCI FILE TYPE: store FILE as a blob; prints its descriptor.
-oci_blob() {
-    local digest
-    digest=$(sha256sum <"$2" | cut -c 1-64)
-    cp "$2" "$1/blobs/sha256/$digest"
-    jq -nc --arg type "$3" --arg digest "sha256:$digest" --argjson size "$(stat -c %s "$2")" \
-        '{mediaType: $type, digest: $digest, size: $size}'
+    oci_layout "$work/$image.oci" "$(jq '{Env: ["PATH=/bin"]} + .' "$VM_DIR/images/$image/config.json")" "${tars[@]}"
 }
 
 # images_push TREE: run TREE's own registry in an empty network namespace and push with TREE's skopeo.

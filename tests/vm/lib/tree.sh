@@ -51,7 +51,7 @@ debian_into() {
 tree_id() {
     {
         echo "$SUITE $MIRROR"
-        cat "$VM_DIR/lib/tree.sh" "$VM_DIR/lib/tree.packages" "$VM_DIR/lib/images.sh"
+        cat "$VM_DIR/lib/tree.sh" "$VM_DIR/lib/tree.packages" "$VM_DIR/lib/images.sh" "$TOP/guest-os/lib/oci.sh"
         cd "$VM_DIR" && find tree images -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
     } | sha256sum | cut -c 1-16
 }

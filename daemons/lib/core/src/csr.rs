@@ -37,9 +37,10 @@ pub const ALT_NAMES_MAX: usize = 64;
 /// Longest alternative name, bytes.
 pub const ALT_NAME_MAX: usize = 253;
 
-/// First labels of names that belong to the infrastructure; apps do not get them (trust rule T20, known attack P22).
 /// Subject by which the ingress, running as an app, asks for a certificate of role `gateway:rpc`.
 pub const GATEWAY_SUBJECT: &str = "dstack gateway";
+
+/// First labels of names that belong to the infrastructure; apps do not get them (trust rule T20, known attack P22).
 const RESERVED: [&str; 5] = ["kms", "tproxy", "gateway", "dstack-kms", "dstack-tproxy"];
 
 /// A request.
