@@ -32,7 +32,7 @@ check "t17 the key service is told which app is the gateway" gateway_is "$GATEWA
 HOST_TIMEOUT=500 TAIL=40 must "it is up" in_host dstackctl vm wait gateway
 
 # --- the account ---------------------------------------------------------------------------------
-check "auditors are told the account" matches '^https://acme.test' eventually 240 acme_info .account_uri
+check "auditors are told the account" eventually 240 matches '^https://acme.test' acme_info .account_uri
 ACCOUNT=$(acme_info .account_uri)
 check "CAA lets it alone issue" matches "accounturi=$ACCOUNT" in_host kdig +short @192.0.2.3 CAA "$DOMAIN"
 check "the account is quoted" in_host_sh 'curl -sS -k "$1/Tproxy.AcmeInfo?json" | jq -er .account_quote >/root/account-quote.json' "$RPC"
@@ -45,7 +45,7 @@ check "eventually the ingress has a gateway's certificate" eventually 100 matche
 must "guests are told of it" in_host_sh 'mkdir -p /etc/dstack/teepod.toml.d
     printf "[cvm]\ntproxy_urls = [\"https://192.0.2.1:19070\"]\n" >/etc/dstack/teepod.toml.d/70-gateway.toml; systemctl restart dstack-teepod.service'
 HOST_TIMEOUT=500 TAIL=40 must "deploy an app" in_host dstackctl deploy /srv/dstack/tests/apps/ingress/docker-compose.yaml --name inside -c 1 -m 1536M \
-    --key-provider kms --registry-insecure "$REGISTRY"
+    --key-provider kms --tproxy --registry-insecure "$REGISTRY"
 APP=$(vm_field inside app_id)
 must "the root of the authority" in_host_sh 'curl -sS -f --cacert /etc/pebble/ca.pem https://acme.test:15000/roots/0 >"$1"; openssl x509 -in "$1" -noout -subject' "$ROOT"
 check "it is reached through the ingress in the CVM" equals hello eventually 60 fetch "$APP-80" /hello
@@ -61,15 +61,15 @@ check "the key that clients see is told" in_host_sh 'curl -sS -k "$1/Tproxy.Acme
 no_key() {
     in_host_sh 'grep -aqm 1 LUKS "$1" || { echo "$1 is not encrypted"; exit 1; }
         ! grep -am 1 "PRIVATE KEY-----" "$1" || exit 1
-        ! { dstackctl logs gateway ingress; journalctl -q --no-pager -o cat; } 2>&1 | grep -F "PRIVATE KEY-----"' "$DISKS/gateway/data.qcow2"
+        ! { dstackctl logs gateway ingress; journalctl -q --no-pager -o cat -u "dstack*"; } 2>&1 | grep -F "PRIVATE KEY-----"' "$DISKS/gateway/data.qcow2"
 }
 check "p32 its private key is nowhere on the host" no_key
 
 # --- a restart -------------------------------------------------------------------------------------
 HOST_TIMEOUT=200 must "restart the VM of the ingress" in_host_sh 'dstackctl vm stop gateway && dstackctl vm start gateway'
 HOST_TIMEOUT=500 must "it is up again" in_host dstackctl vm wait gateway
-check "with the certificate that it had" equals "$SERIAL" eventually 240 shown serial
-check "and the account" equals "$ACCOUNT" eventually 100 acme_info .account_uri
+check "with the certificate that it had" eventually 240 equals "$SERIAL" shown serial
+check "and the account" eventually 100 equals "$ACCOUNT" acme_info .account_uri
 check "the app finds it by itself" equals hello eventually 200 fetch "$APP-80" /hello
 
 check "remove them" vm_remove gateway inside
