@@ -59,7 +59,7 @@ check "shell completion" in_host test -e /usr/share/bash-completion/completions/
 check "no error in the journal" equals "" in_host journalctl --no-pager -q -b -p err -u 'dstack*' -o cat
 check "dstackctl doctor" in_host dstackctl doctor
 
-check "apt purge" in_host_sh 'DEBIAN_FRONTEND=noninteractive apt-get purge -q -y "dstack*"'
+HOST_TIMEOUT=240 check "apt purge" in_host_sh 'DEBIAN_FRONTEND=noninteractive apt-get purge -q -y "dstack*"'
 check "nothing listens after the purge" equals "" listening 9080
 check "no unit is left" equals "" in_host_sh 'systemctl list-units --all --no-legend --plain "dstack*"; ls /etc/systemd/system | grep dstack || :'
 check "no configuration and no state is left" equals "" \

@@ -58,7 +58,7 @@ bump() {
 BEFORE=$(pids)
 VERSION=$(in_host dpkg-query -W -f '${Version}' dstack-teepod)
 must "a newer version is in the repository" bump
-check "apt upgrade with running VMs" in_host_sh 'export DEBIAN_FRONTEND=noninteractive; apt-get update -q && apt-get upgrade -q -y'
+HOST_TIMEOUT=240 check "apt upgrade with running VMs" in_host_sh 'export DEBIAN_FRONTEND=noninteractive; apt-get update -q && apt-get upgrade -q -y'
 check "the new version is installed" equals "$VERSION+upgrade1" in_host dpkg-query -W -f '${Version}' dstack-teepod
 check "the VMs did not notice" equals "$BEFORE" pids
 check "the new teepod has adopted them" eventually 20 equals "$RUNNING" states

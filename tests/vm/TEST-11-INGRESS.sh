@@ -38,7 +38,9 @@ check "all three are registered and online" eventually 60 equals 3 online
 check "p28 each has an address of its own" equals 3 in_host_sh 'dstackctl --json proxy list | jq "[.[].address] | unique | length"'
 
 # --- every form of a name --------------------------------------------------------------------------
-HOST_ONE=$(fetch "https://$ONE-80.apps.test:9443/who") HOST_TWO=$(fetch "https://$TWO-80.apps.test:9443/who")
+# That a container runs does not say that its program listens already.
+HOST_ONE=$(eventually 30 fetch "https://$ONE-80.apps.test:9443/who")
+HOST_TWO=$(eventually 30 fetch "https://$TWO-80.apps.test:9443/who")
 check "an instance's id leads to it" test "$HOST_ONE" != "$HOST_TWO"
 for name in "$APP" "$APP-80" "$ONE"; do check "https://$name" equals hello fetch "https://$name.apps.test:9443/hello"; done
 check "the other app is another" test "$(fetch "https://$OTHER.apps.test:9443/who")" != "$HOST_ONE"
@@ -60,9 +62,9 @@ check "p29 a TXT record with an address leads nowhere" in_host_sh 'printf "serve
 refused "p29 nor does its name" 'alert|unrecognized' fetch -k --resolve evil.custom.test:9443:192.0.2.1 "https://evil.custom.test:9443/"
 check "the agent's page says the app's address" matches "<a href=\"https://$APP.apps.test:9443/\">" fetch "https://$APP-8090.apps.test:9443/"
 check "the plain HTTP port" in_host_sh 'mkdir -p /etc/systemd/system/dstack-tproxy-flow@.service.d
+    systemctl stop dstack-tproxy; systemctl start dstack-tproxy-http.socket
     printf "[Service]\nSockets=dstack-tproxy-http.socket\n" >/etc/systemd/system/dstack-tproxy-flow@.service.d/http.conf
-    systemctl daemon-reload; systemctl stop dstack-tproxy; systemctl start dstack-tproxy-http.socket
-    systemctl start dstack-tproxy; systemctl reload dstack-tproxy'
+    systemctl daemon-reload; systemctl start dstack-tproxy; systemctl reload dstack-tproxy'
 check "routes by Host" equals hello eventually 15 fetch "http://$APP-80.apps.test:9090/hello"
 check "the tutorial's curl prints the container's log" fetch "http://$APP.apps.test:9090/logs/web?text=true&bare=true&tail=5"
 check "in the metrics they are counted" eventually 20 in_host_sh \
@@ -83,6 +85,7 @@ check "SIGKILL of the control plane" in_host systemctl kill --signal=KILL dstack
 check "it is back by itself" eventually 20 equals 3 online
 HOST_TIMEOUT=240 check "the package is installed anew" matches 'Unpacking dstack-tproxy' in_host_sh 'export DEBIAN_FRONTEND=noninteractive
     apt-get update -q && apt-get install -q -y --reinstall dstack-tproxy'
+check "which does not wait for what still drains" in_host test ! -e /run/big.ended
 check "the plain HTTP port is still there" equals hello eventually 10 fetch "http://$APP-80.apps.test:9090/hello"
 check "a certificate is replaced" in_host_sh 'cd "$1"
     openssl req -x509 -key key.pem -days 30 -subj /CN=renewed.test -addext subjectAltName=DNS:*.apps.test,DNS:apps.test -out new.pem

@@ -14,13 +14,25 @@ BASE=apps.test CERTS=/etc/dstack/certs INSTANCE=$(printf 'a%.0s' {1..40})
 # figure WHAT VALUE
 figure() { printf '    figure  %-44s %s\n' "$1" "$2"; }
 
-# example NAME: a program of the workspace, built here, into the machine.
-example() {
-    local program
-    program=$(cd "$TOP" && cargo build --quiet --locked -p dstack-tproxy --example "$1" --message-format=json |
-        jq -r 'select(.executable and .target.kind == ["example"]).executable') && [ -x "$program" ] || return
-    strip -o "$OUT/$1" "$program" &&
-        "$VM_DIR/machine" enter sh -c 'cat >"/root/$1" && chmod 755 "/root/$1"' sh "$1" <"$OUT/$1"
+# built NAME CARGO-ARGUMENT…: a program of the workspace, built here, into the machine.
+built() {
+    local name=$1 program
+    shift
+    program=$(cd "$TOP" && cargo "$@" --quiet --locked --message-format=json |
+        jq -r --arg name "$name" 'select(.executable and .target.name == $name).executable') && [ -x "$program" ] || return
+    strip -o "$OUT/$name" "$program" &&
+        "$VM_DIR/machine" enter sh -c 'cat >"/root/$1" && chmod 755 "/root/$1"' sh "$name" <"$OUT/$name"
+}
+
+example() { built "$1" build -p dstack-tproxy --example "$1"; }
+
+# taken_over: the data plane as installed, in the test of what it leaves to the kernel.
+taken_over() {
+    local said
+    said=$(in_host env DSTACK_TPROXY_FLOW=/usr/libexec/dstack/dstack-tproxy-flow /root/ktls --nocapture --test-threads=2) ||
+        { printf '%s\n' "$said" && return 1; }
+    printf '%s\n' "$said"
+    grep -q 'test result: ok\. [1-9]' <<<"$said" && ! grep -q 'takes over no TLS' <<<"$said"
 }
 
 # in_guest COMMAND…: in the namespace that stands for a guest.
@@ -111,6 +123,12 @@ check "at the instance's port" equals hello fetch "$INSTANCE-80"
 check "TLS that ends in the app" equals hello fetch "${INSTANCE}s" -k
 refused "which is the app's" 'self-signed' fetch "${INSTANCE}s"
 check "the bytes went through the tunnel" in_host_sh 'wg show dstack-wg0 transfer | awk "{ exit !(\$2 > 2000 && \$3 > 2000) }"'
+
+# --- the kernel takes TLS over ------------------------------------------------------------------------------
+must "the data plane's test of kTLS" built ktls test -p dstack-flow --test ktls --no-run
+check "kTLS is there" in_host test -d /sys/module/tls
+HOST_TIMEOUT=600 TAIL=40 check "the data plane leaves TLS to this kernel" taken_over
+figure "what was passed over" "$(sed -n 's/.*skipped: //p' <<<"$REPLY" | sort -u | paste -s -d ';')"
 
 # --- what a unit may not do, the kernel refuses -----------------------------------------------------------
 FLOW=$(in_host_sh 'systemctl list-units --plain --no-legend --state=active "dstack-tproxy-flow@*" | cut -d " " -f 1 | grep .')

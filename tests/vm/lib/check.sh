@@ -49,8 +49,16 @@ attempt() {
     else
         record fail "$what" "status $rc of: $(flat "$*")"
         printf '%s\n' "$REPLY" | tail -n "${TAIL:-15}" | cut -c 1-400 | sed 's/^/          | /'
+        [ "$rc" != 124 ] || waiting | cut -c 1-160 | sed 's/^/          > /' || :
     fi
     return "$rc"
+}
+
+# waiting: who of the machine waits for what in the kernel, once a command had no time left: all that are in the middle of
+# input and output, and those that much else depends on.
+waiting() {
+    timeout 20 "$VM_DIR/machine" enter ps -eo pid,stat,etimes,wchan:30,args </dev/null 2>&1 |
+        awk 'NR == 1 || $2 ~ /^D/ || / (\/usr)?(\/lib|\/bin|\/sbin)?\/(systemd|dbus|polkit|init|dpkg|apt)/'
 }
 
 check() { attempt "$@" || :; }
@@ -130,10 +138,10 @@ matches() {
     grep -Eq -- "$pattern" <<<"$got" || { printf '%s\nno match for: %s\n' "$got" "$pattern" && return 1; }
 }
 
-# apt_install PACKAGE…: from the bench's repository, as a user would.
+# apt_install PACKAGE…: from the bench's repository, as a user would; first ends what an earlier test was stopped at.
 apt_install() {
     HOST_TIMEOUT=240 in_host env DEBIAN_FRONTEND=noninteractive sh -euc \
-        'apt-get update -q && apt-get install -q -y "$@"' sh "$@"
+        'dpkg --configure -a; apt-get update -q && apt-get install -q -y "$@"' sh "$@"
 }
 
 # needs_packages: this test wants dstack-host installed; an earlier test usually did it.
