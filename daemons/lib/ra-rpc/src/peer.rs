@@ -20,7 +20,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 pub const VERDICT_TTL: Duration = Duration::from_secs(3600);
 /// Longest life of a self-signed certificate.
 pub const SELF_SIGNED_MAX: Duration = Duration::from_secs(7 * 86_400);
-/// Quotes verified at a time; each takes about ten milliseconds of a core.
+/// Quotes verified at a time; each keeps a core busy for up to a few milliseconds.
 const VERIFICATIONS: usize = 4;
 
 /// A future behind a trait object.
