@@ -1,6 +1,7 @@
 #!/bin/bash
 # Needs: packages image
 # Timeout: 1500
+# Lane: second
 # A compose file becomes a running app in a real VM: one boot, many checks, then its ends.
 set -eu
 . "$(dirname "$0")/lib/check.sh"

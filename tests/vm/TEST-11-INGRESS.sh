@@ -1,6 +1,7 @@
 #!/bin/bash
 # Needs: packages image
 # Timeout: 2400
+# Lane: second
 # The ingress: instances register, names lead to them, and neither a dying instance nor a changing tproxy loses requests.
 set -eu
 . "$(dirname "$0")/lib/check.sh"

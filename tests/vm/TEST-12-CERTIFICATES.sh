@@ -1,6 +1,7 @@
 #!/bin/bash
 # Needs: packages image
 # Timeout: 1500
+# Lane: second
 # Set-up, and the certificate of the ingress: from Pebble with validation, names by knot, and an alarm for any other.
 set -eu
 . "$(dirname "$0")/lib/check.sh"

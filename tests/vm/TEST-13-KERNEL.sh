@@ -3,6 +3,7 @@
 # Needs: packages
 # Installed: dstack-tproxy dstack-kms dstack-testroot dstackctl
 # Timeout: 1800
+# Lane: second
 # The ingress on a kernel with WireGuard, and what units may do where the kernel enforces it. A network namespace stands for
 # a guest: dstack-network, the key service and the ingress are the real ones, the guest agent and its TEE are stand-ins.
 # IDLE=N connections are held open (`make bench-idle`: 50,000).

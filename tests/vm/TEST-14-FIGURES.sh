@@ -1,6 +1,7 @@
 #!/bin/bash
 # Needs: packages image
 # Timeout: 900
+# Lane: alone
 # Sizes and times: printed for the record, and checked where the machine's speed does not decide them. The last test,
 # since most of its thousand VMs stay.
 set -eu

@@ -1,6 +1,7 @@
 #!/bin/bash
 # Needs: packages image ingress
 # Timeout: 1500
+# Lane: second
 # The ingress and its certificates as an app in a CVM: the keys stay there, the account is quoted, and apps register at it.
 set -eu
 . "$(dirname "$0")/lib/check.sh"

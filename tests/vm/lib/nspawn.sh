@@ -1,10 +1,11 @@
 # One host machine: an overlay over the cached tree, booted by systemd-nspawn, entered by its leader.
 # shellcheck shell=bash
 
-RUN=$CACHE/machine
+# MACHINE_ID tells machines apart that run side by side.
+RUN=$CACHE/machine${MACHINE_ID:+-$MACHINE_ID}
 ROOT=$RUN/root
-MACHINE=dstack-bench
-CGROUP=dstack-bench
+MACHINE=dstack-bench${MACHINE_ID:+-$MACHINE_ID}
+CGROUP=$MACHINE
 APT_DIR=$RUN/apt
 
 # machine_leader: PID of the machine's init, or nothing.
@@ -69,7 +70,7 @@ machine_spawn() {
     [ -e /dev/net/tun ] && { [ -e "$RUN/tun" ] || mknod -m 666 "$RUN/tun" c 10 200; } && args+=(--bind="$RUN/tun:/dev/net/tun")
     mkdir -p "$LOGS"
     (
-        exec </dev/null >"$LOGS/machine-console.log" 2>&1
+        exec </dev/null >"$LOGS/${RUN##*/}-console.log" 2>&1
         [ -z "${LOCK_FD:-}" ] || exec {LOCK_FD}>&-
         [ ${#wrap[@]} -gt 0 ] || machine_cgroup_enter
         exec setsid "${wrap[@]}" systemd-nspawn --quiet --directory="$ROOT" --machine="$MACHINE" --boot \
@@ -122,11 +123,11 @@ machine_up() {
     spawner=$(cat "$RUN/nspawn")
     for _ in $(seq 300); do
         leader=$(machine_find_leader "$spawner") && [ -S "/proc/$leader/root/run/dbus/system_bus_socket" ] && break
-        [ -e "/proc/$spawner" ] || die "systemd-nspawn ended at once: $(tail -n 5 "$LOGS/machine-console.log")"
+        [ -e "/proc/$spawner" ] || die "systemd-nspawn ended at once: $(tail -n 5 "$LOGS/${RUN##*/}-console.log")"
         leader=''
         sleep 0.1
     done
-    [ -n "$leader" ] || die "the host machine did not come up in 30 s; see $LOGS/machine-console.log"
+    [ -n "$leader" ] || die "the host machine did not come up in 30 s; see $LOGS/${RUN##*/}-console.log"
     echo "$leader" >"$RUN/leader"
     stat -Lc %i "/proc/$leader/ns/mnt" >"$RUN/mntns"
     state=$(machine_enter timeout 90 systemctl is-system-running --wait || :)
@@ -165,7 +166,7 @@ machine_stop() {
 machine_reboot() (
     local spawner
     spawner=$(cat "$RUN/nspawn") || die "the host machine is not running. Start it with: tests/vm/machine start"
-    machine_halt || die "the host machine did not shut down within three minutes; see $LOGS/machine-console.log"
+    machine_halt || die "the host machine did not shut down within three minutes; see $LOGS/${RUN##*/}-console.log"
     for _ in $(seq 100); do
         [ -e "/proc/$spawner" ] || break
         sleep 0.1
