@@ -107,10 +107,10 @@ bench-proxy: ## the ingress beside HAProxy, nginx and sniproxy, and what it must
 	@$(DEPS) build unit
 	@tests/bench/proxy/run
 
-bench-idle: ## 50,000 idle connections through the ingress, in the QEMU machine
+bench-idle: ## 50,000 idle and 10,000 half-open connections to the ingress, in the QEMU machine
 	@$(DEPS) build deb vm
 	@tests/vm/build-debs
-	@IDLE=50000 QEMU_MEMORY=4G tests/vm/run TEST-13-KERNEL
+	@IDLE=50000 HALF=10000 QEMU_MEMORY=4G tests/vm/run TEST-13-KERNEL
 
 bench-idle-processes: ## 52,500 idle connections, held by seven data planes on this machine
 	@$(DEPS) build

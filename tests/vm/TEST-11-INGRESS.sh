@@ -36,6 +36,7 @@ check "deploy prints the address of that port alone" equals 1 grep -c "through t
 TAIL=40 must "the second instance is up" wait_ready two
 APP=$(vm_field one app_id) ONE=$(vm_field one instance_id) TWO=$(vm_field two instance_id) OTHER=$(vm_field other app_id)
 check "all three are registered and online" eventually 60 equals 3 online
+check "and the tunnel's program has no error to tell" equals 0 in_host_sh 'journalctl -q --no-pager -o cat -u "dstack-wireguard@*" | grep -c ERROR || :'
 check "p28 each has an address of its own" equals 3 in_host_sh 'dstackctl --json proxy list | jq "[.[].address] | unique | length"'
 
 # --- every form of a name --------------------------------------------------------------------------

@@ -6,10 +6,10 @@
 # Lane: second
 # The ingress on a kernel with WireGuard, and what units may do where the kernel enforces it. A network namespace stands for
 # a guest: dstack-network, the key service and the ingress are the real ones, the guest agent and its TEE are stand-ins.
-# IDLE=N connections are held open (`make bench-idle`: 50,000).
+# IDLE=N connections are held open, and HALF=N half open (`make bench-idle`: 50,000 and 10,000).
 set -eu
 . "$(dirname "$0")/lib/check.sh"
-: "${IDLE:=5000}"
+: "${IDLE:=5000}" "${HALF:=2000}"
 BASE=apps.test CERTS=/etc/dstack/certs INSTANCE=$(printf 'a%.0s' {1..40})
 
 # figure WHAT VALUE
@@ -168,6 +168,19 @@ check "a new client is answered within a second of before" awk "BEGIN { exit !($
 check "they are all still there" in_host systemctl is-active idle.service
 check "and end when the clients do" in_host systemctl stop idle.service
 check "which is counted" eventually 60 equals 0 metric open
+
+# --- half-open connections ------------------------------------------------------------------------------------
+STALLED=$(metric hello_timeout_total)
+HOST_TIMEOUT=300 must "$HALF clients say one byte" in_host systemd-run --quiet --unit=half -p Type=notify -p TimeoutStartSec=280 \
+    -p LimitNOFILE=1048576 /root/idle_connections stall 127.0.0.1:9443 "$HALF"
+figure "how they came" "$(in_host systemctl show -P StatusText half.service)"
+check "they are all there" eventually 20 equals "$HALF" metric half_open
+LATE=$(fetch "$APP" -o /dev/null -w '%{time_total}')
+figure "answer to a new client, s" "$QUICK before, $LATE with them"
+check "a new client is answered within a second of before" awk "BEGIN { exit !($LATE <= $QUICK + 1) }"
+check "each is ended at its deadline" eventually 150 equals 0 metric half_open
+check "which is counted" equals "$HALF" eval 'echo $(($(metric hello_timeout_total) - STALLED))'
+check "it was the same process" equals "$PID" main_pid "$FLOW"
 
 # --- the control plane dies, is stopped, and an instance goes -------------------------------------------------
 LINK=$(link) PEERS=$(peers) LEASE=$(lease)

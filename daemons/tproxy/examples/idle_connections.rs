@@ -4,6 +4,8 @@
 //! - `idle_connections serve ADDRESS:PORT…` answers the first bytes of each connection with one byte, and keeps it
 //! - `idle_connections open INGRESS COUNT NAME…` sends the ClientHello of a name, takes turns among the names, and waits for
 //!   that byte; READY when all are there, with what it took as status
+//! - `idle_connections stall INGRESS COUNT` sends the first byte of a ClientHello and no more; READY when all are there,
+//!   and waits until the ingress has ended them all
 //!
 //! There are few ports for connections to one address: each 20,000 go to the next address of the loopback network that the
 //! ingress listens on, and an ingress wants another port of the app (another name). No client takes its port by bind(2):
@@ -98,6 +100,33 @@ async fn open_all(ingress: SocketAddrV4, count: usize, names: &[String]) {
     panic!("a connection ended: {first:?}");
 }
 
+/// The first byte of a handshake record.
+const HANDSHAKE: u8 = 22;
+
+async fn stall_one(ingress: SocketAddrV4) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect(ingress).await?;
+    stream.write_all(&[HANDSHAKE]).await?;
+    Ok(stream)
+}
+
+async fn stall(ingress: SocketAddrV4, count: usize) {
+    let (began, mut held) = (Instant::now(), Vec::with_capacity(count));
+    for n in 0..count {
+        held.push(stall_one(address(ingress, n)).await.expect("every connection is taken"));
+    }
+    lifecycle::ready(&format!(
+        "{} half-open connections in {:.1} s",
+        held.len(),
+        began.elapsed().as_secs_f64()
+    ));
+    let mut ends = JoinSet::new();
+    for mut stream in held {
+        // Whether by an end or by a reset is the ingress's to choose.
+        ends.spawn(async move { stream.read(&mut [0; 64]).await });
+    }
+    ends.join_all().await;
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -107,6 +136,9 @@ async fn main() {
             let (ingress, count) = (ingress.parse().expect("ADDRESS:PORT"), count.parse().expect("a number"));
             open_all(ingress, count, names).await;
         }
-        _ => panic!("usage: serve ADDRESS:PORT… | open INGRESS COUNT NAME…"),
+        [word, ingress, count] if word == "stall" => {
+            stall(ingress.parse().expect("ADDRESS:PORT"), count.parse().expect("a number")).await;
+        }
+        _ => panic!("usage: serve ADDRESS:PORT… | open INGRESS COUNT NAME… | stall INGRESS COUNT"),
     }
 }

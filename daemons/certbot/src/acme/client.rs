@@ -111,7 +111,7 @@ fn is_json(body: &[u8]) -> bool {
 /// What failed, and while doing what.
 fn refused(what: &'static str) -> impl Fn(Error) -> AcmeError {
     move |error| match error {
-        Error::Api(problem) => AcmeError::Refused { what, words: problem.to_string(), kind: kind(&problem) },
+        Error::Api(problem) => AcmeError::Refused { what, words: words(&problem), kind: kind(&problem) },
         Error::Timeout(_) => AcmeError::Slow(what),
         Error::Other(inner) => match inner.downcast::<http::HttpError>() {
             Ok(http) => AcmeError::Http(*http),
@@ -261,6 +261,14 @@ fn is_lasting(error: &Error) -> bool {
         Error::Api(problem) => kind(problem) == Refusal::Lasting,
         _ => false,
     }
+}
+
+/// What the authority says, and what to do when it has lost the account: it is never replaced by itself.
+fn words(problem: &instant_acme::Problem) -> String {
+    let lost = problem.r#type.as_deref().is_some_and(|kind| kind.ends_with(":accountDoesNotExist"));
+    let remedy =
+        "; to make another account, move credentials.json away (FILES in dstack-certbot(8)) and renew";
+    format!("{problem}{}", if lost { remedy } else { "" })
 }
 
 fn kind(problem: &instant_acme::Problem) -> Refusal {

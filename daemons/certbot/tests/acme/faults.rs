@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! An authority and DNS servers in trouble: the right outcome, or a clear error.
 
-use crate::servers::{free_port, kdig, knot};
+use crate::servers::{free_port, kdig, knot, pebble_again};
 use crate::world::{World, engine, maintain};
 use dstack_certbot::engine::{EngineError, Silent};
 use std::time::{Duration, Instant};
@@ -143,4 +143,24 @@ async fn an_authority_that_is_away() {
     world.pebble.0.wait().unwrap();
     let error = maintain(&world.engine(), true).await.unwrap_err().to_string();
     assert!(error.contains("127.0.0.1 cannot be reached"), "{error}");
+}
+
+/// A new account would be another than the CAA records name, so it is the operator's to decide.
+#[tokio::test]
+async fn an_account_that_the_authority_has_lost() {
+    let mut world = World::new();
+    let engine = world.engine();
+    maintain(&engine, false).await.unwrap();
+    let account = engine.account_uri().unwrap();
+    world.pebble.0.kill().unwrap();
+    world.pebble.0.wait().unwrap();
+    let port = world.url.trim_end_matches("/dir").rsplit(':').next().unwrap().parse().unwrap();
+    world.pebble = pebble_again(world.dir.path(), world.dns, &[], port);
+    let error = maintain(&engine, true).await.unwrap_err().to_string();
+    assert!(error.contains("move credentials.json away"), "{error}");
+    assert_eq!(engine.account_uri().unwrap(), account, "it is not replaced by itself");
+    std::fs::rename(world.path("work/credentials.json"), world.path("credentials.json")).unwrap();
+    maintain(&engine, true).await.unwrap();
+    assert_ne!(engine.account_uri().unwrap(), account);
+    world.check(&engine);
 }

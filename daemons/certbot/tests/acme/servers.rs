@@ -86,6 +86,11 @@ pub fn pebble(
          \"certificate\":\"{at}/tls-cert.pem\",\"privateKey\":\"{at}/tls-key.pem\",\"httpPort\":5002,\"tlsPort\":5001{bindings}}}}}"
     );
     std::fs::write(dir.join("pebble.json"), config).unwrap();
+    (pebble_again(dir, dns, env, port), format!("https://127.0.0.1:{port}/dir"))
+}
+
+/// Pebble once more, with the files of before and nothing of what it knew.
+pub fn pebble_again(dir: &Path, dns: u16, env: &[(&str, &str)], port: u16) -> Process {
     let mut command = Command::new("pebble");
     command.arg("-config").arg(dir.join("pebble.json")).args(["-dnsserver", &format!("127.0.0.1:{dns}")]);
     if !env.iter().any(|(name, _)| *name == "PEBBLE_VA_SLEEPTIME") {
@@ -113,7 +118,7 @@ pub fn pebble(
     }
     // It stops when nobody reads what it says.
     std::thread::spawn(move || lines.for_each(drop));
-    (process, format!("https://127.0.0.1:{port}/dir"))
+    process
 }
 
 /// What `kdig` sees, one line a record.

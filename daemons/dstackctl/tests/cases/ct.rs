@@ -4,6 +4,8 @@
 use crate::mock::bus::Bus;
 use crate::mock::ctmonitor::{ALERT, CtMonitor, LATER};
 use crate::mock::run;
+use std::sync::Arc;
+use tokio::sync::Notify;
 
 struct World {
     bus: Bus,
@@ -57,6 +59,19 @@ async fn ct_check_fails_for_new_alerts_and_for_trouble() {
     assert_eq!(found.json()["new_alerts"][0]["id"], LATER);
     let no_wait = world.ctl(&["ct", "check", "--no-wait"]).await;
     assert!(no_wait.code == 0 && no_wait.out.contains("/job/1"), "{no_wait:?}");
+}
+
+#[tokio::test]
+async fn ct_check_does_not_wait_for_a_monitor_that_has_ended() {
+    let (bus, begun) = (Bus::start(), Arc::new(Notify::new()));
+    let monitor = CtMonitor { begun: Some(Arc::clone(&begun)), ..CtMonitor::default() };
+    let connection = monitor.start(&bus).await;
+    let (run, ()) = tokio::join!(run(&bus.address, &["ct", "check"]), async {
+        begun.notified().await;
+        drop(connection);
+    });
+    assert!(run.code == 1 && run.err.contains("has ended in mid-check"), "{run:?}");
+    assert!(run.err.contains("journalctl -u dstack-ct-monitor"), "{run:?}");
 }
 
 #[tokio::test]

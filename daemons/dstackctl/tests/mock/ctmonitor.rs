@@ -5,6 +5,7 @@ use super::bus::Bus;
 use dstack_service::api::ctmonitor1::{AlertRow, Error, NAME, PATH, SourceRow};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use tokio::sync::Notify;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant, interface};
 
@@ -17,7 +18,9 @@ pub struct CtMonitor {
     pub acknowledged: Arc<Mutex<Vec<String>>>,
     /// What the next check finds, and what goes wrong in it.
     pub finds: Arc<Mutex<(bool, String)>>,
-    checked: Arc<Mutex<bool>>,
+    /// Told of each check that has begun; such a check never ends.
+    pub begun: Option<Arc<Notify>>,
+    pub checked: Arc<Mutex<bool>>,
 }
 
 fn owned(values: Vec<(&str, Variant<'_>)>) -> HashMap<String, OwnedVariant> {
@@ -56,6 +59,10 @@ impl CtMonitor {
         #[zbus(signal_emitter)] emitter: SignalEmitter<'_>,
     ) -> Result<OwnedObjectPath, Error> {
         let job = OwnedObjectPath::try_from("/org/dstack/ctmonitor1/job/1").unwrap();
+        if let Some(begun) = &self.begun {
+            begun.notify_one();
+            return Ok(job);
+        }
         *self.checked.lock().unwrap() = self.finds.lock().unwrap().0;
         Self::job_removed(&emitter, 1, job.clone(), "done").await?;
         Ok(job)
