@@ -149,7 +149,7 @@ no_many() { in_host_sh '! ls -d /var/lib/private/dstack-vm/many* 2>/dev/null'; }
 check "and their directories" eventually 20 no_many
 EMPTY=$(left)
 check "teepod killed at any moment of CreateVm: the VM is there or not" killed_creating
-check "and nothing is left" unchanged "$EMPTY" left
+check "and nothing is left" eventually 20 unchanged "$EMPTY" left
 
 # --- guests that do not come up -------------------------------------------------------------------
 in_host_sh 'printf "services:\n  web:\n    image: registry.test:5000/nosuch:1\n" >/tmp/nosuch.yaml'
