@@ -128,7 +128,7 @@ check "two interfaces of the kernel shake hands" matches 'two_interfaces_shake_h
 refused "and nothing was skipped" '^$' in_host_sh 'dstackctl logs kernel test | grep skipped'
 check "the module was loaded for it" matches 'wireguard' in_host dstackctl logs kernel test
 
-left=$((GONE + ${AWAY:-200} - $(date +%s)))
+left=$((GONE + ${AWAY:-300} - $(date +%s)))
 [ "$left" -le 0 ] || sleep "$left" # longer than a handshake is good for
 check "it comes back with another key" in_host systemctl start "${SOCKETS[@]}" dstack-tproxy.service
 check "the guests find it by themselves" eventually 150 equals 2 online
