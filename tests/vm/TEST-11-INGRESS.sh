@@ -36,13 +36,20 @@ check "deploy prints the address of that port alone" equals 1 grep -c "through t
 TAIL=40 must "the second instance is up" wait_ready two
 APP=$(vm_field one app_id) ONE=$(vm_field one instance_id) TWO=$(vm_field two instance_id) OTHER=$(vm_field other app_id)
 check "all three are registered and online" eventually 60 equals 3 online
-check "and the tunnel's program has no error to tell" equals 0 in_host_sh 'journalctl -q --no-pager -o cat -u "dstack-wireguard@*" | grep -c ERROR || :'
+if in_host systemctl is-active dstack-wireguard@dstack-wg0.service >/dev/null; then
+    check "and the tunnel's program has no error to tell" equals 0 in_host_sh 'journalctl -q --no-pager -o cat -u dstack-wireguard@dstack-wg0.service >/root/wg
+        grep -c ERROR /root/wg || :'
+else
+    skip_check "the tunnel's program has no error to tell" "the kernel has WireGuard"
+fi
 check "p28 each has an address of its own" equals 3 in_host_sh 'dstackctl --json proxy list | jq "[.[].address] | unique | length"'
 
 # --- every form of a name --------------------------------------------------------------------------
 # That a container runs does not say that its program listens already.
-HOST_ONE=$(eventually 30 fetch "https://$ONE-80.apps.test:9443/who")
-HOST_TWO=$(eventually 30 fetch "https://$TWO-80.apps.test:9443/who")
+must "the first instance's program answers" eventually 30 fetch "https://$ONE-80.apps.test:9443/who"
+HOST_ONE=$REPLY
+must "and the second's" eventually 30 fetch "https://$TWO-80.apps.test:9443/who"
+HOST_TWO=$REPLY
 check "an instance's id leads to it" test "$HOST_ONE" != "$HOST_TWO"
 for name in "$APP" "$APP-80" "$ONE"; do check "https://$name" equals hello fetch "https://$name.apps.test:9443/hello"; done
 check "the other app is another" test "$(fetch "https://$OTHER.apps.test:9443/who")" != "$HOST_ONE"
@@ -64,9 +71,9 @@ check "p29 a TXT record with an address leads nowhere" in_host_sh 'printf "serve
 refused "p29 nor does its name" 'alert|unrecognized' fetch -k --resolve evil.custom.test:9443:192.0.2.1 "https://evil.custom.test:9443/"
 check "the agent's page says the app's address" matches "<a href=\"https://$APP.apps.test:9443/\">" fetch "https://$APP-8090.apps.test:9443/"
 check "the plain HTTP port" in_host_sh 'mkdir -p /etc/systemd/system/dstack-tproxy-flow@.service.d
-    systemctl stop dstack-tproxy; systemctl start dstack-tproxy-http.socket
+    systemctl stop dstack-tproxy; systemctl start dstack-tproxy-http.socket; systemctl start dstack-tproxy
     printf "[Service]\nSockets=dstack-tproxy-http.socket\n" >/etc/systemd/system/dstack-tproxy-flow@.service.d/http.conf
-    systemctl daemon-reload; systemctl start dstack-tproxy; systemctl reload dstack-tproxy'
+    systemctl daemon-reload; systemctl reload dstack-tproxy'
 check "routes by Host" equals hello eventually 15 fetch "http://$APP-80.apps.test:9090/hello"
 check "the tutorial's curl prints the container's log" fetch "http://$APP.apps.test:9090/logs/web?text=true&bare=true&tail=5"
 check "in the metrics they are counted" eventually 20 in_host_sh \

@@ -40,25 +40,26 @@ flat() { tr -s '\n\t ' ' ' <<<"$1" | cut -c 1-200; }
 
 # attempt WHAT COMMAND…: run and record; the output is shown when it fails, and kept in $REPLY.
 attempt() {
-    local what=$1 began rc=0
+    local what=$1 began took rc=0
     shift
     began=$(date +%s%N)
     REPLY=$("$@" 2>&1) || rc=$?
+    took=$((($(date +%s%N) - began) / 1000000))
     if [ "$rc" = 0 ]; then
-        record pass "$what" "$((($(date +%s%N) - began) / 1000000)) ms"
+        record pass "$what" "$took ms"
     else
         record fail "$what" "status $rc of: $(flat "$*")"
         printf '%s\n' "$REPLY" | tail -n "${TAIL:-15}" | cut -c 1-400 | sed 's/^/          | /'
-        [ "$rc" != 124 ] || waiting | cut -c 1-160 | sed 's/^/          > /' || :
+        [ "$took" -lt "$((HOST_TIMEOUT * 1000))" ] || waiting | cut -c 1-160 | sed 's/^/          > /' || :
     fi
     return "$rc"
 }
 
-# waiting: who of the machine waits for what in the kernel, once a command had no time left: all that are in the middle of
-# input and output, and those that much else depends on.
+# waiting: who of the machine waits for what in the kernel, once a command has taken all its time: all that are in the
+# middle of input and output, and those that much else depends on.
 waiting() {
     timeout 20 "$VM_DIR/machine" enter ps -eo pid,stat,etimes,wchan:30,args </dev/null 2>&1 |
-        awk 'NR == 1 || $2 ~ /^D/ || / (\/usr)?(\/lib|\/bin|\/sbin)?\/(systemd|dbus|polkit|init|dpkg|apt)/'
+        awk 'NR == 1 || $2 ~ /^D/ || $2 !~ /^R/ && /systemd|systemctl|dbus|polkit|dpkg|apt|postinst|prerm|postrm/'
 }
 
 check() { attempt "$@" || :; }

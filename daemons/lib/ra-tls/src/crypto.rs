@@ -88,7 +88,7 @@ struct Good {
 }
 
 impl Good {
-    /// Twelve kilobytes, and the collateral of some thirty platforms.
+    /// Less than twenty kilobytes, and the collateral of some thirty platforms.
     const MOST: usize = 384;
 
     fn has(&mut self, fingerprint: &Fingerprint) -> bool {
