@@ -7,11 +7,10 @@ use crate::client::Client;
 use crate::errors::{Exit, Failure};
 use crate::output::{Tone, Ui, note};
 use comfy_table::Cell;
-use dstack_service::api::ctmonitor1::{JobRemovedStream, ManagerProxy, NAME};
-use futures_util::StreamExt;
+use dstack_service::api::ctmonitor1::{ManagerProxy, NAME};
+use dstack_service::asking::{self, AskError};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeSet, HashMap};
-use zbus::fdo::{DBusProxy, NameOwnerChangedStream};
 use zbus::{OwnedObjectPath, OwnedVariant};
 
 /// A row of the daemon as JSON.
@@ -169,48 +168,20 @@ fn source(row: &Row) -> Vec<Cell> {
     ]
 }
 
-/// How a job of the monitor ends, which restarts without finishing what it was about.
-async fn end(
-    job: &OwnedObjectPath,
-    ended: &mut JobRemovedStream,
-    owners: &mut NameOwnerChangedStream,
-) -> Result<String, Failure> {
-    let lost = || Failure::new("the bus was lost");
-    loop {
-        tokio::select! {
-            biased;
-            signal = ended.next() => {
-                let signal = signal.ok_or_else(lost)?;
-                let args = signal.args()?;
-                if *args.job() == *job {
-                    return Ok(args.result().clone());
-                }
-            }
-            change = owners.next() => {
-                if change.ok_or_else(lost)?.args()?.old_owner().is_some() {
-                    return Err(Failure::new("dstack-ct-monitor has ended in mid-check")
-                        .hint("see why: journalctl -u dstack-ct-monitor; then check again"));
-                }
-            }
-            _ = tokio::signal::ctrl_c() => {
-                return Err(Failure::with(Exit::Interrupted, "not waiting any more; the check goes on"));
-            }
-        }
-    }
-}
-
 async fn check(client: &Client, global: &Global, ui: &Ui) -> Result<(), Failure> {
-    let ct = client.ct().await?;
-    // Before the check begins, so that its end is not missed.
-    let mut ended = ct.receive_job_removed().await?;
-    let mut owners =
-        DBusProxy::new(&client.connection).await?.receive_name_owner_changed_with_args(&[(0, NAME)]).await?;
-    let before: BTreeSet<String> = alerts(&ct).await?.iter().map(|row| text(row, "id")).collect();
-    let job: OwnedObjectPath = client.change_ct("Check", &()).await?;
+    let begin = || client.change_ct::<_, OwnedObjectPath>("Check", &());
     if !global.waits() {
+        let job = begin().await?;
         return if ui.json { ui.json(&json!({"job": job.as_str()})) } else { ui.text(&format!("{job}\n")) };
     }
-    let result = end(&job, &mut ended, &mut owners).await?;
+    let ct = client.ct().await?;
+    let before: BTreeSet<String> = alerts(&ct).await?.iter().map(|row| text(row, "id")).collect();
+    let result = tokio::select! {
+        result = asking::ask(&client.connection, NAME, |_| begin()) => result.map_err(unasked)?,
+        _ = tokio::signal::ctrl_c() => {
+            return Err(Failure::with(Exit::Interrupted, "not waiting any more; the check goes on"));
+        }
+    };
     let new: Vec<Row> =
         alerts(&ct).await?.into_iter().filter(|row| !before.contains(&text(row, "id"))).collect();
     let error = ct.last_error().await?;
@@ -227,6 +198,14 @@ async fn check(client: &Client, global: &Global, ui: &Ui) -> Result<(), Failure>
         }
         () if ui.json => Ok(()),
         () => ui.text("nothing unknown\n"),
+    }
+}
+
+fn unasked(error: AskError<Failure>) -> Failure {
+    match error {
+        AskError::Refused(failure) => failure,
+        AskError::Bus(error) => error.into(),
+        gone => Failure::new(gone.to_string()),
     }
 }
 
